@@ -1,0 +1,67 @@
+//! Addresses as they stand in tables: sixteen bytes, network order, IPv4 mapped into IPv6.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IP address in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+pub type Address = [u8; 16];
+
+/// The address of nothing; no table holds it.
+pub const UNSPECIFIED: Address = [0; 16];
+
+/// The source that a pod sees when it reaches itself through a service, IPv4: the dummy address of
+/// RFC 7600, which nothing else on a network uses.
+pub const HAIRPIN_V4: Address = map_v4([192, 0, 0, 8]);
+
+/// The same for IPv6, from the dummy prefix of RFC 9780.
+pub const HAIRPIN_V6: Address = [1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8];
+
+/// The sixteen bytes of an IPv4 address.
+#[inline(always)]
+pub const fn map_v4([a, b, c, d]: [u8; 4]) -> Address {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+/// The last four bytes: the IPv4 address, where [`is_v4`] holds.
+#[inline(always)]
+pub const fn unmap_v4(address: &Address) -> [u8; 4] {
+    [address[12], address[13], address[14], address[15]]
+}
+
+/// Whether the address is an IPv4 address.
+#[inline(always)]
+pub const fn is_v4(address: &Address) -> bool {
+    matches!(address, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, ..])
+}
+
+/// The table form of an address. A v4-mapped IPv6 address is the IPv4 address.
+pub const fn from_ip(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(v4) => map_v4(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// The address that the table form stands for.
+pub const fn to_ip(address: &Address) -> IpAddr {
+    if is_v4(address) {
+        let [a, b, c, d] = unmap_v4(address);
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+    } else {
+        IpAddr::V6(Ipv6Addr::from_octets(*address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_table_form() {
+        for text in ["10.96.0.1", "0.0.0.0", "255.255.255.255", "fd00::1", "::", "100:0:0:1::8"] {
+            let ip: IpAddr = text.parse().expect("an address");
+            assert_eq!(to_ip(&from_ip(ip)), ip);
+        }
+        assert_eq!(to_ip(&HAIRPIN_V4).to_string(), "192.0.0.8");
+        assert_eq!(to_ip(&HAIRPIN_V6).to_string(), "100:0:0:1::8");
+    }
+}

@@ -1,0 +1,22 @@
+//! Lets aya copy table entries as bytes.
+#![expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
+
+use crate::{
+    endpoint::{Bucket, Endpoint, EndpointKey, Interface},
+    flow::{Flow, FlowKey, Tuple},
+    service::{Backend, Extent, Frontend, FrontendKey},
+};
+
+macro_rules! plain_data {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            // SAFETY: `repr(C)` of integers and byte arrays with every pad byte a field, so any
+            // bytes are a value and a value has no uninitialised bytes.
+            unsafe impl aya::Pod for $type {}
+        )+
+    };
+}
+
+plain_data!(
+    FrontendKey, Frontend, Extent, Backend, Interface, Bucket, EndpointKey, Endpoint, Tuple, FlowKey, Flow,
+);

@@ -1,0 +1,1 @@
+//! The sandbox of network namespaces, and the harnesses that tests share.
