@@ -1,1 +1,3 @@
 //! The agent: source → world → compile → plan → kernel.
+
+pub mod links;
