@@ -57,7 +57,14 @@ mod tests {
 
     #[test]
     fn addresses_survive_the_table_form() {
-        for text in ["10.96.0.1", "0.0.0.0", "255.255.255.255", "fd00::1", "::", "100:0:0:1::8"] {
+        for text in [
+            "10.96.0.1",
+            "0.0.0.0",
+            "255.255.255.255",
+            "fd00::1",
+            "::",
+            "100:0:0:1::8",
+        ] {
             let ip: IpAddr = text.parse().expect("an address");
             assert_eq!(to_ip(&from_ip(ip)), ip);
         }

@@ -72,7 +72,12 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub const fn new(interface: u32, slot: u32, mac: [u8; 6]) -> Self {
-        Self { interface, slot, mac, _pad: [0; 2] }
+        Self {
+            interface,
+            slot,
+            mac,
+            _pad: [0; 2],
+        }
     }
 }
 

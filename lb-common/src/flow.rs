@@ -1,6 +1,6 @@
 //! Flows: what was decided for a connection, remembered per pod interface and direction.
 
-use crate::address::Address;
+use crate::{address::Address, headers::TCP, tables::FlowTable};
 
 /// Two-way flows that fit; a connection takes two entries per pod interface it crosses.
 pub const MAX_FLOWS: usize = 524_288;
@@ -28,6 +28,14 @@ pub struct Tuple {
 }
 
 impl Tuple {
+    /// The tuple of nothing.
+    pub const NONE: Self = Self {
+        source: [0; 16],
+        destination: [0; 16],
+        source_port: 0,
+        destination_port: 0,
+    };
+
     /// The tuple of the packets that go the other way.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
@@ -58,45 +66,186 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// The key of nothing.
+    pub const NONE: Self = Self {
+        tuple: Tuple::NONE,
+        owner: 0,
+        protocol: 0,
+        direction: 0,
+        _pad: [0; 2],
+    };
+
     #[inline(always)]
     pub const fn new(tuple: Tuple, owner: u32, protocol: u8, direction: Direction) -> Self {
-        Self { tuple, owner, protocol, direction: direction as u8, _pad: [0; 2] }
+        Self {
+            tuple,
+            owner,
+            protocol,
+            direction: direction as u8,
+            _pad: [0; 2],
+        }
+    }
+
+    pub const SIZE: usize = size_of::<Self>();
+
+    /// Takes over the key whose memory these bytes are.
+    #[inline(always)]
+    pub fn read(&mut self, bytes: &[u8; Self::SIZE]) {
+        let Self {
+            tuple,
+            owner,
+            protocol,
+            direction,
+            _pad: _,
+        } = self;
+        let (source, rest) = bytes.split_at(16);
+        let (destination, rest) = rest.split_at(16);
+        tuple.source.copy_from_slice(source);
+        tuple.destination.copy_from_slice(destination);
+        tuple.source_port = u16::from_ne_bytes([rest[0], rest[1]]);
+        tuple.destination_port = u16::from_ne_bytes([rest[2], rest[3]]);
+        *owner = u32::from_ne_bytes([rest[4], rest[5], rest[6], rest[7]]);
+        *protocol = rest[8];
+        *direction = rest[9];
+    }
+
+    /// The bytes of the key as they stand in memory.
+    pub fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let Self {
+            tuple,
+            owner,
+            protocol,
+            direction,
+            _pad: _,
+        } = self;
+        let mut bytes = [0; Self::SIZE];
+        bytes[..16].copy_from_slice(&tuple.source);
+        bytes[16..32].copy_from_slice(&tuple.destination);
+        bytes[32..34].copy_from_slice(&tuple.source_port.to_ne_bytes());
+        bytes[34..36].copy_from_slice(&tuple.destination_port.to_ne_bytes());
+        bytes[36..40].copy_from_slice(&owner.to_ne_bytes());
+        bytes[40] = *protocol;
+        bytes[41] = *direction;
+        bytes
+    }
+
+    /// A cheap digest of what tells flows of one table apart most: the kernel recycles an entry's
+    /// memory at once, so a value read without a lock may by then be another flow's.
+    #[inline(always)]
+    pub const fn check(&self) -> u32 {
+        let ports = (self.tuple.source_port as u32) << 16 | self.tuple.destination_port as u32;
+        ports ^ self.owner.rotate_left(16) ^ (self.direction as u32) << 8 ^ self.protocol as u32
     }
 }
 
 /// Value of `FLOWS` and `HALF_OPEN`: what becomes of the packet.
 ///
 /// A flow has two entries, twins, one for each way. Each can make the other anew: a twin's key is
-/// the reversed [`Flow::to`], and its `to` the reversed key.
+/// the reversed [`Flow::to`], and its `to` the reversed key. What is decided never changes in
+/// place; only the marks of [`crate::tables::Note`] do.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// When a packet last passed, to the second: nanoseconds since boot.
+    /// When a packet last passed either way, to the second: CLOCK_MONOTONIC in nanoseconds.
     pub last_seen: u64,
     /// The tuple that the packet leaves with.
     pub to: Tuple,
     /// Interface of the local pod at the other end, which packets from the pod are sent straight
     /// to; 0 leaves them to the kernel's routes.
     pub interface: u32,
-    /// Stable id of the chosen backend.
+    /// Stable id of the chosen backend, or [`crate::service::NO_BACKEND`].
     pub backend: u32,
-    /// Its generation when it was chosen.
+    /// The backend's generation when it was chosen.
     pub generation: u32,
+    /// [`FlowKey::check`] of the key.
+    pub check: u32,
     /// MAC address of the local pod at the other end.
     pub mac: [u8; 6],
     /// A [`Direction`]: where the twin is met.
     pub twin: u8,
     /// 1 on the entry of the side that opened the flow.
     pub opener: u8,
+    /// 1 once the other side has answered.
+    pub answered: u8,
     /// 1 once this way has seen a FIN.
     pub fin: u8,
     /// 1 once the twin's way has.
     pub twin_fin: u8,
     /// 1 once either way has seen a RST.
     pub reset: u8,
-    _pad: u8,
 }
 
 const _: () = assert!(size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<FlowKey>() == 44);
 const _: () = assert!(size_of::<Flow>() == 72);
+
+impl Flow {
+    /// The flow of nothing.
+    pub const NONE: Self = Self {
+        last_seen: 0,
+        to: Tuple::NONE,
+        interface: 0,
+        backend: 0,
+        generation: 0,
+        check: 0,
+        mac: [0; 6],
+        twin: 0,
+        opener: 0,
+        answered: 0,
+        fin: 0,
+        twin_fin: 0,
+        reset: 0,
+    };
+
+    /// What the flow has come to.
+    #[inline(always)]
+    pub fn state(&self, table: FlowTable, protocol: u8) -> State {
+        match (table, protocol == TCP) {
+            (_, true) if self.reset == 1 || self.fin + self.twin_fin == 2 => State::Closing,
+            (FlowTable::HalfOpen, true) => State::HalfOpen,
+            (FlowTable::Flows, true) => State::Established,
+            (FlowTable::HalfOpen, false) => State::OneWay,
+            (FlowTable::Flows, false) => State::TwoWay,
+        }
+    }
+
+    /// Whether the flow is over: closed, or silent for longer than its state allows.
+    #[inline(always)]
+    pub fn over(&self, table: FlowTable, protocol: u8, now: u64) -> bool {
+        self.state(table, protocol) == State::Closing || self.expired(table, protocol, now)
+    }
+
+    /// Whether nothing has passed for as long as the flow's state allows.
+    #[inline(always)]
+    pub fn expired(&self, table: FlowTable, protocol: u8, now: u64) -> bool {
+        now.saturating_sub(self.last_seen) > self.state(table, protocol).timeout()
+    }
+}
+
+/// What a flow has come to, which decides how long it may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// TCP, the handshake not complete.
+    HalfOpen,
+    Established,
+    /// TCP, closed both ways or reset.
+    Closing,
+    /// UDP, not answered.
+    OneWay,
+    TwoWay,
+}
+
+impl State {
+    /// How long a flow in this state may be silent, in nanoseconds. The one table of timeouts.
+    #[inline(always)]
+    pub const fn timeout(self) -> u64 {
+        const SECOND: u64 = 1_000_000_000;
+        match self {
+            Self::HalfOpen => 60 * SECOND,
+            Self::Established => 24 * 3600 * SECOND,
+            Self::Closing => 120 * SECOND,
+            Self::OneWay => 30 * SECOND,
+            Self::TwoWay => 120 * SECOND,
+        }
+    }
+}

@@ -9,12 +9,26 @@
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod address;
+pub mod balance;
+pub mod checksum;
+pub mod conntrack;
 pub mod endpoint;
+pub mod expiry;
 pub mod flow;
+pub mod headers;
+pub mod icmp;
+#[cfg(any(test, feature = "user"))]
+pub mod memory;
+pub mod nat;
+pub mod packet;
+pub mod pipeline;
 #[cfg(feature = "user")]
 mod pod;
 pub mod reason;
+pub mod refusal;
+pub mod scratch;
 pub mod service;
+pub mod tables;
 
 /// Version of the table layouts: the name of the directory that the tables are pinned under.
 ///

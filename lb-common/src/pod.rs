@@ -18,5 +18,15 @@ macro_rules! plain_data {
 }
 
 plain_data!(
-    FrontendKey, Frontend, Extent, Backend, Interface, Bucket, EndpointKey, Endpoint, Tuple, FlowKey, Flow,
+    FrontendKey,
+    Frontend,
+    Extent,
+    Backend,
+    Interface,
+    Bucket,
+    EndpointKey,
+    Endpoint,
+    Tuple,
+    FlowKey,
+    Flow,
 );

@@ -37,7 +37,12 @@ pub struct FrontendKey {
 impl FrontendKey {
     #[inline(always)]
     pub const fn new(address: Address, port: u16, protocol: u8) -> Self {
-        Self { address, port, protocol, _pad: 0 }
+        Self {
+            address,
+            port,
+            protocol,
+            _pad: 0,
+        }
     }
 
     /// The key that marks `address` as one of ours, whatever the port: a port of it that no service
@@ -53,7 +58,9 @@ impl FrontendKey {
     pub fn check(&self) -> u32 {
         let mut digest = u32::from(self.port) << 16 | u32::from(self.protocol);
         for word in self.address.as_chunks::<4>().0 {
-            digest = (digest ^ u32::from_ne_bytes(*word)).wrapping_mul(0x9e37_79b1).rotate_left(13);
+            digest = (digest ^ u32::from_ne_bytes(*word))
+                .wrapping_mul(0x9e37_79b1)
+                .rotate_left(13);
         }
         digest
     }
@@ -103,7 +110,15 @@ pub struct Backend {
 impl Backend {
     #[inline(always)]
     pub const fn new(address: Address, port: u16, id: u32, generation: u32) -> Self {
-        Self { address, id, generation, count: 0, draining: 0, port, _pad: [0; 6] }
+        Self {
+            address,
+            id,
+            generation,
+            count: 0,
+            draining: 0,
+            port,
+            _pad: [0; 6],
+        }
     }
 
     #[inline(always)]

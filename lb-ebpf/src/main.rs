@@ -1,10 +1,12 @@
+//! The eBPF programs: entry points around the packet path of `lb-common`, nothing else.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod programs;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

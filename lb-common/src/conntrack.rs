@@ -1,0 +1,243 @@
+//! Following flows: finding, opening, promoting and forgetting them.
+//!
+//! Entries are made and removed on several CPUs at once, without a lock:
+//! - two CPUs open one flow: the reply's entry is inserted first, then the opener's, neither over
+//!   another; who loses takes its own reply entry back and goes the winner's way;
+//! - a reply entry is already another flow's: [`Recorded::Taken`], and the caller tries another
+//!   backend or port;
+//! - a flow is promoted while another CPU looks whether its reply key is taken: promotion inserts
+//!   into `FLOWS` before it removes from `HALF_OPEN`, and the look comes after the insert;
+//! - a flow is recycled while it expires: [`crate::expiry`] looks again before it removes;
+//! - the memory of an entry is recycled while it is read: [`FlowKey::check`].
+
+use crate::{
+    flow::{Direction, FlowKey, Tuple},
+    headers::{ACK, FIN, Headers, RST, SYN, TCP, UDP},
+    reason::Reason,
+    scratch::Scratch,
+    service::{FrontendKey, NO_BACKEND},
+    tables::{FlowTable, NotInserted, Note, Tables},
+};
+
+/// How often a flow's entries are refreshed, in nanoseconds.
+const REFRESH: u64 = 1_000_000_000;
+
+/// Copies the flow of `scratch.key`, one look-up where it is two-way; returns where it is kept.
+#[inline(always)]
+pub fn find<T: Tables>(tables: &T, scratch: &mut Scratch) -> Option<FlowTable> {
+    let Scratch { key, flow, .. } = scratch;
+    let check = key.check();
+    for table in [FlowTable::Flows, FlowTable::HalfOpen] {
+        if tables.look(table, key, |found| *flow = *found).is_some() && flow.check == check {
+            return Some(table);
+        }
+    }
+    None
+}
+
+/// Whether a packet begins a new flow in the place of the one it was found to belong to: the old
+/// one is over, or its backend is gone, or a service has appeared where none was.
+#[inline(always)]
+pub fn starts_afresh<T: Tables>(
+    tables: &T,
+    scratch: &Scratch,
+    headers: &Headers,
+    table: FlowTable,
+    now: u64,
+) -> bool {
+    let Scratch { key, flow, .. } = scratch;
+    let answers = flow.opener == 0;
+    if !headers.opens() || (answers && headers.protocol == UDP) {
+        return false;
+    }
+    if flow.over(table, key.protocol, now) {
+        return true;
+    }
+    if answers {
+        return false;
+    }
+    if flow.backend != NO_BACKEND {
+        return tables.generation(flow.backend) != flow.generation;
+    }
+    flow.answered == 0
+        && key.direction == Direction::FromPod as u8
+        && tables
+            .frontend(&FrontendKey::whole_address(key.tuple.destination))
+            .is_some()
+}
+
+/// Follows the flow's state. An error is the reason to drop the packet.
+#[inline(always)]
+pub fn advance<T: Tables>(
+    tables: &T,
+    scratch: &mut Scratch,
+    headers: &Headers,
+    table: FlowTable,
+    now: u64,
+) -> Result<(), Reason> {
+    let flow = &scratch.flow;
+    let closes = headers.tcp_flags & FIN != 0 && flow.fin == 0
+        || headers.tcp_flags & RST != 0 && flow.reset == 0;
+    let quiet = now.saturating_sub(flow.last_seen) < REFRESH;
+    if table == FlowTable::Flows && quiet && !closes {
+        return Ok(());
+    }
+    advance_unsettled(tables, scratch, headers.tcp_flags, table, now)
+}
+
+#[inline(never)]
+fn advance_unsettled<T: Tables>(
+    tables: &T,
+    scratch: &mut Scratch,
+    tcp_flags: u8,
+    table: FlowTable,
+    now: u64,
+) -> Result<(), Reason> {
+    scratch.reflect();
+    if now.saturating_sub(scratch.flow.last_seen) >= REFRESH {
+        refresh(tables, scratch, table, now);
+    }
+    let both = |note| {
+        tables.note(table, &scratch.key, note);
+        tables.note(table, &scratch.twin_key, note);
+    };
+    if tcp_flags & RST != 0 {
+        both(Note::Reset);
+        return Ok(());
+    }
+    if tcp_flags & FIN != 0 {
+        tables.note(table, &scratch.key, Note::Fin);
+        tables.note(table, &scratch.twin_key, Note::TwinFin);
+    }
+    if table == FlowTable::Flows {
+        return Ok(());
+    }
+    let flow = &scratch.flow;
+    let opener = flow.opener == 1;
+    // A handshake is complete when the opener has seen the answer; a datagram's answer is enough.
+    let two_way = if scratch.key.protocol == TCP {
+        opener && flow.answered == 1 && tcp_flags & (SYN | ACK) == ACK
+    } else {
+        !opener
+    };
+    if two_way {
+        return promote(tables, scratch, now);
+    }
+    if !opener && flow.answered == 0 {
+        both(Note::Answered);
+    }
+    Ok(())
+}
+
+/// Notes that a packet has passed, for both entries; a twin that is gone is made again.
+#[inline(always)]
+fn refresh<T: Tables>(tables: &T, scratch: &mut Scratch, table: FlowTable, now: u64) {
+    tables.note(table, &scratch.key, Note::Seen(now));
+    if !tables.note(table, &scratch.twin_key, Note::Seen(now)) {
+        scratch.twin.last_seen = now;
+        // Where there is no room, the next second tries again.
+        let _ = tables.insert(table, &scratch.twin_key, &scratch.twin);
+    }
+}
+
+/// Moves a flow among the two-way ones.
+#[inline(always)]
+fn promote<T: Tables>(tables: &T, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+    let Scratch {
+        key,
+        flow,
+        twin_key,
+        twin,
+        ..
+    } = scratch;
+    (flow.answered, flow.last_seen) = (1, now);
+    (twin.answered, twin.last_seen) = (1, now);
+    if tables.insert(FlowTable::Flows, twin_key, twin) == Err(NotInserted::Full) {
+        return Err(Reason::FlowTableFull);
+    }
+    if tables.insert(FlowTable::Flows, key, flow) == Err(NotInserted::Full) {
+        tables.remove(FlowTable::Flows, twin_key);
+        return Err(Reason::FlowTableFull);
+    }
+    tables.remove(FlowTable::HalfOpen, key);
+    tables.remove(FlowTable::HalfOpen, twin_key);
+    Ok(())
+}
+
+/// Removes both entries of the flow.
+#[inline(never)]
+pub fn forget<T: Tables>(tables: &T, scratch: &mut Scratch, table: FlowTable) {
+    scratch.reflect();
+    tables.remove(table, &scratch.key);
+    tables.remove(table, &scratch.twin_key);
+}
+
+/// What came of recording a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// The flow goes the way `scratch.flow` says: as asked, or as the CPU that was faster decided.
+    Yes,
+    /// The reply's key belongs to another flow.
+    Taken,
+    /// No room.
+    Full,
+}
+
+/// Records the new flow `scratch.flow` that the packet of `scratch.key` opens.
+#[inline(never)]
+pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch, now: u64) -> Recorded {
+    scratch.flow.last_seen = now;
+    scratch.flow.check = scratch.key.check();
+    scratch.flow.opener = 1;
+    scratch.reflect();
+    let inserted = match tables.insert(FlowTable::HalfOpen, &scratch.twin_key, &scratch.twin) {
+        Ok(()) => true,
+        Err(NotInserted::Exists) => false,
+        Err(NotInserted::Full) => return Recorded::Full,
+    };
+    if taken(tables, &scratch.twin_key, &scratch.twin.to, now) {
+        if inserted {
+            tables.remove(FlowTable::HalfOpen, &scratch.twin_key);
+        }
+        return Recorded::Taken;
+    }
+    match tables.insert(FlowTable::HalfOpen, &scratch.key, &scratch.flow) {
+        Ok(()) => Recorded::Yes,
+        Err(NotInserted::Full) => Recorded::Full,
+        Err(NotInserted::Exists) => {
+            adopt(tables, scratch, inserted);
+            Recorded::Yes
+        }
+    }
+}
+
+/// Goes the way of the flow that another CPU has recorded for the same key.
+#[inline(always)]
+fn adopt<T: Tables>(tables: &T, scratch: &mut Scratch, inserted: bool) {
+    if find(tables, scratch).is_none() {
+        // Evicted between two looks; this packet goes its own way, the next one opens anew.
+        scratch.flow = scratch.twin;
+        scratch.flow.to = scratch.twin_key.tuple.reversed();
+    }
+    if inserted && scratch.flow.to.reversed() != scratch.twin_key.tuple {
+        tables.remove(FlowTable::HalfOpen, &scratch.twin_key);
+    }
+}
+
+/// Whether the key of a reply belongs to another flow than the one whose replies turn into `to`. A
+/// flow that is over gives its key up to whoever asks next.
+#[inline(always)]
+fn taken<T: Tables>(tables: &T, key: &FlowKey, to: &Tuple, now: u64) -> bool {
+    for table in [FlowTable::Flows, FlowTable::HalfOpen] {
+        let other = tables.look(table, key, |flow| {
+            (flow.to != *to).then(|| flow.over(table, key.protocol, now))
+        });
+        if let Some(Some(over)) = other {
+            if over {
+                tables.remove(table, key);
+            }
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,41 @@
+//! Expiring flows. Userspace finds the candidates; only the kernel, which sees the flows as they
+//! are now, removes one.
+
+use crate::{
+    flow::{Flow, FlowKey},
+    packet::{ETHERNET, Packet},
+    scratch::Scratch,
+    tables::{FlowTable, Tables},
+};
+
+/// Flow keys that one run takes.
+pub const BATCH: usize = 64;
+
+/// Removes those two-way flows whose keys the packet lists, one after another behind an Ethernet
+/// header, whose both entries are expired.
+#[inline(always)]
+pub fn expire<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
+    let now = tables.now();
+    for place in 0..BATCH {
+        let Some(bytes) = packet.load(ETHERNET + place * FlowKey::SIZE) else {
+            return;
+        };
+        scratch.key.read(&bytes);
+        expire_one(tables, scratch, now);
+    }
+}
+
+#[inline(never)]
+fn expire_one<T: Tables>(tables: &T, scratch: &mut Scratch, now: u64) {
+    let protocol = scratch.key.protocol;
+    let expired = |flow: &Flow| flow.expired(FlowTable::Flows, protocol, now);
+    let copy = |flow: &Flow| scratch.flow = *flow;
+    if tables.look(FlowTable::Flows, &scratch.key, copy).is_none() || !expired(&scratch.flow) {
+        return;
+    }
+    scratch.reflect();
+    if tables.look(FlowTable::Flows, &scratch.twin_key, expired) != Some(false) {
+        tables.remove(FlowTable::Flows, &scratch.key);
+        tables.remove(FlowTable::Flows, &scratch.twin_key);
+    }
+}

@@ -1,0 +1,345 @@
+//! Reading headers: one shape for both address families.
+
+use crate::{
+    address::{Address, map_v4, unmap_v4},
+    checksum::{Difference, Sum},
+    flow::Tuple,
+    packet::{ETHERNET, Packet},
+};
+
+/// IANA protocol numbers.
+pub const ICMP: u8 = 1;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ICMPV6: u8 = 58;
+
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const ACK: u8 = 0x10;
+
+/// IPv6 extension headers that are walked to find the transport header; a packet with more of them
+/// is nothing that a service can be found for.
+pub const MAX_EXTENSIONS: usize = 6;
+
+/// What an IP header says beside its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ip {
+    /// IANA protocol number of what follows the header and its extensions.
+    pub protocol: u8,
+    /// Not the whole packet: the rest of the headers may be in another one.
+    pub fragment: bool,
+    /// Offset of what follows.
+    pub payload: usize,
+}
+
+/// An address family: where it differs from the other. All else is written once.
+pub trait Family {
+    const ETHERTYPE: [u8; 2];
+    /// Its protocol for errors.
+    const ICMP: u8;
+    /// ICMP type and code of "port unreachable".
+    const PORT_UNREACHABLE: [u8; 2];
+    /// Length of the IP header without options or extensions.
+    const HEADER: usize;
+    /// Whether ICMP checksums cover the IP addresses (RFC 4443, 2.3).
+    const ICMP_COVERS_ADDRESSES: bool;
+
+    /// Reads the IP header at `offset`, the addresses into `tuple`; `None` where it is cut short or
+    /// not of this family.
+    fn parse<P: Packet>(packet: &P, offset: usize, tuple: &mut Tuple) -> Option<Ip>;
+
+    /// Whether an ICMP type is an error that quotes a packet.
+    fn is_error(icmp_type: u8) -> bool;
+
+    /// Changes the addresses of the IP header at `offset`. Returns what that changed for checksums
+    /// that cover the addresses, and for checksums that cover the whole header.
+    fn rewrite<P: Packet>(
+        packet: &mut P,
+        offset: usize,
+        from: (&Address, &Address),
+        to: (&Address, &Address),
+    ) -> Option<Rewritten>;
+
+    /// Puts the IP header of an ICMP packet in front of the one that is there, from the
+    /// destination of `answered` to its source; `payload` bytes in all will follow it, of which
+    /// the packet has all but the ICMP header's eight.
+    fn prepend_error<P: Packet>(packet: &mut P, answered: &Tuple, payload: usize) -> Option<()>;
+}
+
+/// What changed addresses mean to checksums elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    /// For a checksum that covers the addresses.
+    pub addresses: Difference,
+    /// For a checksum that covers the whole IP header, its own checksum included.
+    pub header: Difference,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+impl Family for V4 {
+    const ETHERTYPE: [u8; 2] = [0x08, 0x00];
+    const ICMP: u8 = ICMP;
+    const PORT_UNREACHABLE: [u8; 2] = [3, 3];
+    const HEADER: usize = 20;
+    const ICMP_COVERS_ADDRESSES: bool = false;
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P, offset: usize, tuple: &mut Tuple) -> Option<Ip> {
+        let header: [u8; 20] = packet.load(offset)?;
+        let words = usize::from(header[0] & 0x0f);
+        if header[0] >> 4 != 4 || words < 5 {
+            return None;
+        }
+        let flags_and_offset = u16::from_be_bytes([header[6], header[7]]);
+        tuple.source = map_v4([header[12], header[13], header[14], header[15]]);
+        tuple.destination = map_v4([header[16], header[17], header[18], header[19]]);
+        Some(Ip {
+            protocol: header[9],
+            // More fragments, or not the first (RFC 791, 3.1).
+            fragment: flags_and_offset & 0x3fff != 0,
+            payload: offset + words * 4,
+        })
+    }
+
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        // Destination unreachable, time exceeded, parameter problem (RFC 792).
+        matches!(icmp_type, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn rewrite<P: Packet>(
+        packet: &mut P,
+        offset: usize,
+        from: (&Address, &Address),
+        to: (&Address, &Address),
+    ) -> Option<Rewritten> {
+        let mut change = Difference::NONE;
+        if from.0 != to.0 {
+            change = change.and(&unmap_v4(from.0), &unmap_v4(to.0));
+            packet.store(offset + 12, &unmap_v4(to.0))?;
+        }
+        if from.1 != to.1 {
+            change = change.and(&unmap_v4(from.1), &unmap_v4(to.1));
+            packet.store(offset + 16, &unmap_v4(to.1))?;
+        }
+        let checksum = change.apply(packet.load(offset + 10)?);
+        packet.store(offset + 10, &checksum)?;
+        Some(Rewritten {
+            addresses: change,
+            header: Difference::NONE,
+        })
+    }
+
+    #[inline(always)]
+    fn prepend_error<P: Packet>(packet: &mut P, answered: &Tuple, payload: usize) -> Option<()> {
+        packet.make_room::<{ Self::HEADER + 8 }>()?;
+        let [length_high, length_low] = ((Self::HEADER + payload) as u16).to_be_bytes();
+        let [a, b, c, d] = unmap_v4(&answered.destination);
+        let [e, f, g, h] = unmap_v4(&answered.source);
+        let mut header = [
+            0x45,
+            0,
+            length_high,
+            length_low,
+            0,
+            0,
+            0,
+            0,
+            HOP_LIMIT,
+            ICMP,
+            0,
+            0, //
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            g,
+            h,
+        ];
+        let [high, low] = Sum::default().add(&header).finish();
+        header[10] = high;
+        header[11] = low;
+        packet.store(ETHERNET, &header)
+    }
+}
+
+impl Family for V6 {
+    const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
+    const ICMP: u8 = ICMPV6;
+    const PORT_UNREACHABLE: [u8; 2] = [1, 4];
+    const HEADER: usize = 40;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P, offset: usize, tuple: &mut Tuple) -> Option<Ip> {
+        let first: [u8; 8] = packet.load(offset)?;
+        if first[0] >> 4 != 6 {
+            return None;
+        }
+        tuple.source = packet.load(offset + 8)?;
+        tuple.destination = packet.load(offset + 24)?;
+        let mut ip = Ip {
+            protocol: first[6],
+            fragment: false,
+            payload: offset + 40,
+        };
+        for _ in 0..MAX_EXTENSIONS {
+            let length = match ip.protocol {
+                // Hop-by-hop, routing, destination options, mobility, HIP, shim6: units of eight
+                // bytes, the first not counted (RFC 8200, 4; RFC 6275, 6.1.1; RFC 7045, 4).
+                0 | 43 | 60 | 135 | 139 | 140 => 8 + 8 * extension_length(packet, ip.payload)?,
+                // Authentication: units of four bytes, the first two not counted (RFC 4302, 2.2).
+                51 => 8 + 4 * extension_length(packet, ip.payload)?,
+                44 => {
+                    let fragment: [u8; 8] = packet.load(ip.payload)?;
+                    // More fragments, or not the first; neither is an atomic one (RFC 6946).
+                    ip.fragment |= u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff9 != 0;
+                    8
+                }
+                _ => break,
+            };
+            let [next] = packet.load(ip.payload)?;
+            ip.protocol = next;
+            ip.payload += length;
+            if ip.fragment {
+                // What follows may be the middle of anything.
+                break;
+            }
+        }
+        Some(ip)
+    }
+
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        // RFC 4443, 2.1: errors have the high bit clear; 1 to 4 are defined.
+        matches!(icmp_type, 1..=4)
+    }
+
+    #[inline(always)]
+    fn rewrite<P: Packet>(
+        packet: &mut P,
+        offset: usize,
+        from: (&Address, &Address),
+        to: (&Address, &Address),
+    ) -> Option<Rewritten> {
+        let mut change = Difference::NONE;
+        if from.0 != to.0 {
+            change = change.and(from.0, to.0);
+            packet.store_v6_address(offset + 8, to.0)?;
+        }
+        if from.1 != to.1 {
+            change = change.and(from.1, to.1);
+            packet.store_v6_address(offset + 24, to.1)?;
+        }
+        Some(Rewritten {
+            addresses: change,
+            header: change,
+        })
+    }
+
+    #[inline(always)]
+    fn prepend_error<P: Packet>(packet: &mut P, answered: &Tuple, payload: usize) -> Option<()> {
+        packet.make_room::<{ Self::HEADER + 8 }>()?;
+        let [length_high, length_low] = (payload as u16).to_be_bytes();
+        packet.store(
+            ETHERNET,
+            &[0x60, 0, 0, 0, length_high, length_low, ICMPV6, HOP_LIMIT],
+        )?;
+        packet.store(ETHERNET + 8, &answered.destination)?;
+        packet.store(ETHERNET + 24, &answered.source)
+    }
+}
+
+/// Hop limit of the packets we make (RFC 1700).
+const HOP_LIMIT: u8 = 64;
+
+#[inline(always)]
+fn extension_length<P: Packet>(packet: &P, offset: usize) -> Option<usize> {
+    packet.load(offset + 1).map(|[length]| usize::from(length))
+}
+
+/// Source and destination port of the TCP or UDP header at `offset`.
+#[inline(always)]
+pub fn ports<P: Packet>(packet: &P, offset: usize) -> Option<(u16, u16)> {
+    let [a, b, c, d] = packet.load(offset)?;
+    Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
+}
+
+/// What a packet is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP segment or UDP datagram, its ports known.
+    Transport,
+    /// A part of a packet.
+    Fragment,
+    /// An ICMP error that quotes a packet.
+    Error,
+    Other,
+}
+
+/// A parsed packet, beside its tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    pub kind: Kind,
+    pub protocol: u8,
+    /// 0 unless TCP.
+    pub tcp_flags: u8,
+    /// Offset of the transport header.
+    pub transport: usize,
+}
+
+impl Headers {
+    /// Reads the headers of a packet whose IP header stands at `offset`, and its addresses and
+    /// ports into `tuple`: the ports are 0 unless the kind is [`Kind::Transport`].
+    #[inline(always)]
+    pub fn parse<F: Family, P: Packet>(
+        packet: &P,
+        offset: usize,
+        tuple: &mut Tuple,
+    ) -> Option<Self> {
+        let ip = F::parse(packet, offset, tuple)?;
+        (tuple.source_port, tuple.destination_port) = (0, 0);
+        let mut headers = Self {
+            kind: Kind::Other,
+            protocol: ip.protocol,
+            tcp_flags: 0,
+            transport: ip.payload,
+        };
+        if ip.fragment {
+            headers.kind = Kind::Fragment;
+        } else if matches!(ip.protocol, TCP | UDP) {
+            headers.kind = Kind::Transport;
+            (tuple.source_port, tuple.destination_port) = ports(packet, ip.payload)?;
+            if ip.protocol == TCP {
+                [headers.tcp_flags] = packet.load(ip.payload + 13)?;
+            }
+        } else if ip.protocol == F::ICMP {
+            let [icmp_type] = packet.load(ip.payload)?;
+            if F::is_error(icmp_type) {
+                headers.kind = Kind::Error;
+            }
+        }
+        Some(headers)
+    }
+
+    /// Whether the packet may begin a flow: a SYN alone, or any datagram.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        self.protocol == UDP || self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
+    }
+
+    /// Offset of the transport header's checksum.
+    #[inline(always)]
+    pub const fn checksum(&self) -> usize {
+        self.transport + if self.protocol == TCP { 16 } else { 6 }
+    }
+}

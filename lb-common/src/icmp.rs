@@ -1,0 +1,177 @@
+//! ICMP errors: those that quote a translated flow are translated with it, and those that refuse a
+//! packet are made here.
+
+use crate::{
+    checksum::{Difference, Sum},
+    conntrack,
+    flow::Tuple,
+    headers::{Family, Headers, TCP, UDP, ports},
+    nat::{Change, rewrite_ports},
+    packet::{ETHERNET, MARK_DELIVER, Packet, Scope, Verdict},
+    reason::Reason,
+    scratch::Scratch,
+    tables::Tables,
+};
+
+/// Length of an ICMP error's own header, in both families.
+const HEADER: usize = 8;
+/// Offset of the checksum in it.
+const CHECKSUM: usize = 2;
+
+const PLAIN: Scope = Scope {
+    pseudo_header: false,
+    zero_means_none: false,
+};
+
+/// Where the headers of a quoted packet stand.
+pub struct Quoted {
+    ip: usize,
+    transport: usize,
+}
+
+/// Finds the flow that an ICMP error belongs to, one of this endpoint whose replies go the error's
+/// way, and leaves it in `scratch`: the key is that of a reply, which is to say that of the quoted
+/// packet reversed. The error's own addresses move to `scratch.outer`.
+#[inline(always)]
+pub fn quoted<F: Family, P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    headers: &Headers,
+) -> Option<Quoted> {
+    scratch.outer = scratch.key.tuple;
+    let ip = headers.transport + HEADER;
+    let tuple = &mut scratch.key.tuple;
+    let inner = F::parse(packet, ip, tuple)?;
+    if inner.fragment || !matches!(inner.protocol, TCP | UDP) {
+        return None;
+    }
+    (tuple.source_port, tuple.destination_port) = ports(packet, inner.payload)?;
+    *tuple = tuple.reversed();
+    scratch.key.protocol = inner.protocol;
+    conntrack::find(tables, scratch)?;
+    Some(Quoted {
+        ip,
+        transport: inner.payload,
+    })
+}
+
+/// Rewrites an error and the packet it quotes as if neither had ever been translated otherwise.
+///
+/// The quoted transport checksum is left alone: it need not even be quoted, and nobody checks it.
+/// After `None` the packet is in pieces and must not go on.
+#[inline(always)]
+pub fn translate<F: Family, P: Packet>(
+    packet: &mut P,
+    scratch: &Scratch,
+    headers: &Headers,
+    quoted: &Quoted,
+) -> Option<()> {
+    // A reply of the flow would turn from `from` into `to`; the quoted packet is such a reply's
+    // opposite.
+    let (from, to) = (&scratch.key.tuple, &scratch.flow.to);
+    let checksum = headers.transport + CHECKSUM;
+    let inner = F::rewrite(
+        packet,
+        quoted.ip,
+        (&from.destination, &from.source),
+        (&to.destination, &to.source),
+    )?;
+    packet.fix_transport(checksum, inner.header, PLAIN)?;
+    let source_port = Change {
+        from: from.destination_port,
+        to: to.destination_port,
+    };
+    let destination_port = Change {
+        from: from.source_port,
+        to: to.source_port,
+    };
+    let ports = rewrite_ports(packet, quoted.transport, source_port, destination_port)?;
+    packet.fix_transport(checksum, ports, PLAIN)?;
+
+    // Whoever sent the error, a router on the way keeps its address; the two ends get theirs back.
+    let outer = &scratch.outer;
+    let source = if outer.source == from.source {
+        &to.source
+    } else {
+        &outer.source
+    };
+    let destination = if outer.destination == from.destination {
+        &to.destination
+    } else {
+        &outer.destination
+    };
+    let outer = F::rewrite(
+        packet,
+        ETHERNET,
+        (&outer.source, &outer.destination),
+        (source, destination),
+    )?;
+    if F::ICMP_COVERS_ADDRESSES && outer.addresses != Difference::NONE {
+        packet.fix_transport(
+            checksum,
+            outer.addresses,
+            Scope {
+                pseudo_header: true,
+                ..PLAIN
+            },
+        )?;
+    }
+    Some(())
+}
+
+/// Turns a packet of a pod into the port-unreachable that answers it, from the address it was sent
+/// to, and back out of the pod's interface.
+#[inline(always)]
+pub fn refuse<F: Family, P: Packet>(packet: &mut P, tuple: &Tuple, headers: &Headers) -> Verdict {
+    match make_unreachable::<F, P>(packet, tuple, headers) {
+        Some(()) => {
+            packet.set_mark(MARK_DELIVER);
+            Verdict::Redirect(packet.interface())
+        }
+        None => Verdict::Drop(Reason::Malformed),
+    }
+}
+
+#[inline(always)]
+fn make_unreachable<F: Family, P: Packet>(
+    packet: &mut P,
+    tuple: &Tuple,
+    headers: &Headers,
+) -> Option<()> {
+    // The whole TCP header: kernels look for its sequence number, and a segment whose checksum the
+    // hardware is to complete cannot be cut before that field.
+    let quoted = headers.transport - ETHERNET + if headers.protocol == TCP { 20 } else { 8 };
+    if quoted > MAX_QUOTED {
+        return None;
+    }
+    let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = packet.load(0)?;
+    packet.truncate(ETHERNET + quoted)?;
+    F::prepend_error(packet, tuple, quoted + HEADER)?;
+    packet.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f])?;
+
+    let icmp = ETHERNET + F::HEADER;
+    let [kind, code] = F::PORT_UNREACHABLE;
+    packet.store(icmp, &[kind, code, 0, 0, 0, 0, 0, 0])?;
+    let mut sum = Sum::default();
+    if F::ICMP_COVERS_ADDRESSES {
+        let length = ((HEADER + quoted) as u32).to_be_bytes();
+        sum = sum
+            .add(&tuple.source)
+            .add(&tuple.destination)
+            .add(&length)
+            .add(&[0, 0, 0, F::ICMP]);
+    }
+    for word in 0..(HEADER + MAX_QUOTED) / 4 {
+        if word * 4 >= HEADER + quoted {
+            break;
+        }
+        let bytes: [u8; 4] = packet.load(icmp + word * 4)?;
+        sum = sum.add(&bytes);
+    }
+    packet.store(icmp + CHECKSUM, &sum.finish())
+}
+
+/// The longest IP and transport header that a refusal quotes: more extension headers than fit are
+/// not answered.
+const MAX_QUOTED: usize = 40 + 64 + 20;

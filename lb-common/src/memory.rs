@@ -1,0 +1,206 @@
+//! The packet path in memory: a packet of bytes and tables of maps, for tests and for asking what
+//! would happen.
+
+use core::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use crate::{
+    address::Address,
+    checksum::Difference,
+    endpoint::{Bucket, Endpoint, EndpointKey, NO_SLOT},
+    flow::{Flow, FlowKey},
+    packet::{ETHERNET, Packet, Scope},
+    reason::Reason,
+    refusal,
+    service::{Backend, Extent, FrontendKey},
+    tables::{FlowTable, NotInserted, Note, Tables},
+};
+
+/// A packet of bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    pub bytes: Vec<u8>,
+    pub interface: u32,
+    pub arrived_by: u32,
+    pub mark: u32,
+}
+
+impl Packet for Frame {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.bytes.get(offset..)?.first_chunk().copied()
+    }
+
+    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        *self.bytes.get_mut(offset..)?.first_chunk_mut()? = *bytes;
+        Some(())
+    }
+
+    fn store_v6_address(&mut self, offset: usize, address: &[u8; 16]) -> Option<()> {
+        self.store(offset, address)
+    }
+
+    fn fix_transport(&mut self, offset: usize, change: Difference, scope: Scope) -> Option<()> {
+        let field: [u8; 2] = self.load(offset)?;
+        if scope.zero_means_none && field == [0; 2] {
+            return Some(());
+        }
+        match change.apply(field) {
+            [0, 0] if scope.zero_means_none => self.store(offset, &[0xff; 2]),
+            field => self.store(offset, &field),
+        }
+    }
+
+    fn truncate(&mut self, length: usize) -> Option<()> {
+        self.bytes.truncate(length);
+        Some(())
+    }
+
+    fn make_room<const N: usize>(&mut self) -> Option<()> {
+        self.bytes.splice(ETHERNET..ETHERNET, [0; N]);
+        Some(())
+    }
+
+    fn interface(&self) -> u32 {
+        self.interface
+    }
+
+    fn arrived_by(&self) -> u32 {
+        self.arrived_by
+    }
+
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    fn set_mark(&mut self, mark: u32) {
+        self.mark = mark;
+    }
+}
+
+/// Tables of maps. The packet path changes flows, counters and the refusal budget through a shared
+/// reference, as it does in the kernel.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryTables {
+    /// By interface index.
+    pub slots: BTreeMap<u32, u32>,
+    pub frontends: BTreeMap<FrontendKey, u32>,
+    pub services: BTreeMap<u32, Extent>,
+    pub backends: BTreeMap<u32, Backend>,
+    pub live: BTreeMap<u32, u32>,
+    pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    pub flows: RefCell<BTreeMap<FlowKey, Flow>>,
+    pub half_open: RefCell<BTreeMap<FlowKey, Flow>>,
+    /// Two-way flows that fit; `None` is no limit.
+    pub flow_limit: Option<usize>,
+    pub counters: RefCell<BTreeMap<Reason, u64>>,
+    pub refusal_debt: Cell<u64>,
+    pub now: Cell<u64>,
+    /// What [`Tables::random`] answers, over and over; 0 where empty.
+    pub random: RefCell<std::collections::VecDeque<u32>>,
+}
+
+impl MemoryTables {
+    /// The table of flows.
+    pub fn table(&self, table: FlowTable) -> &RefCell<BTreeMap<FlowKey, Flow>> {
+        match table {
+            FlowTable::Flows => &self.flows,
+            FlowTable::HalfOpen => &self.half_open,
+        }
+    }
+
+    /// The interface buckets as the kernel has them.
+    pub fn buckets(&self) -> BTreeMap<u32, Bucket> {
+        let mut buckets: BTreeMap<u32, Bucket> = BTreeMap::new();
+        for (&index, &slot) in &self.slots {
+            let bucket = buckets.entry(Bucket::of(index)).or_default();
+            if let Some(free) = bucket.interfaces.iter_mut().find(|place| place.index == 0) {
+                free.index = index;
+                free.slot = slot;
+            }
+        }
+        buckets
+    }
+}
+
+impl Tables for MemoryTables {
+    fn slot(&self, interface: u32) -> u32 {
+        self.slots.get(&interface).copied().unwrap_or(NO_SLOT)
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+        self.frontends.get(key).copied()
+    }
+
+    fn extent(&self, service: u32) -> Option<Extent> {
+        self.services.get(&service).copied()
+    }
+
+    fn backend(&self, row: u32) -> Option<Backend> {
+        self.backends.get(&row).copied()
+    }
+
+    fn generation(&self, id: u32) -> u32 {
+        self.live.get(&id).copied().unwrap_or(0)
+    }
+
+    fn endpoint(&self, address: &Address) -> Option<Endpoint> {
+        self.endpoints
+            .get(&EndpointKey { address: *address })
+            .copied()
+    }
+
+    fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
+        self.table(table).borrow().get(key).map(at)
+    }
+
+    fn insert(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted> {
+        let mut flows = self.table(table).borrow_mut();
+        if flows.contains_key(key) {
+            return Err(NotInserted::Exists);
+        }
+        if table == FlowTable::Flows && self.flow_limit.is_some_and(|limit| flows.len() >= limit) {
+            return Err(NotInserted::Full);
+        }
+        flows.insert(*key, *flow);
+        Ok(())
+    }
+
+    fn note(&self, table: FlowTable, key: &FlowKey, note: Note) -> bool {
+        match self.table(table).borrow_mut().get_mut(key) {
+            Some(flow) => {
+                match note {
+                    Note::Seen(now) => flow.last_seen = now,
+                    Note::Answered => flow.answered = 1,
+                    Note::Fin => flow.fin = 1,
+                    Note::TwinFin => flow.twin_fin = 1,
+                    Note::Reset => flow.reset = 1,
+                }
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn remove(&self, table: FlowTable, key: &FlowKey) {
+        self.table(table).borrow_mut().remove(key);
+    }
+
+    fn may_refuse(&self, now: u64) -> bool {
+        let debt = refusal::take(self.refusal_debt.get(), now);
+        debt.inspect(|debt| self.refusal_debt.set(*debt)).is_some()
+    }
+
+    fn count(&self, reason: Reason) {
+        *self.counters.borrow_mut().entry(reason).or_default() += 1;
+    }
+
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn random(&self) -> u32 {
+        let mut queue = self.random.borrow_mut();
+        let next = queue.pop_front();
+        next.inspect(|next| queue.push_back(*next)).unwrap_or(0)
+    }
+}

@@ -1,0 +1,82 @@
+//! Giving a packet the addresses and ports of another tuple.
+
+use crate::{
+    checksum::Difference,
+    flow::Tuple,
+    headers::{Family, Headers, UDP},
+    packet::{ETHERNET, Packet, Scope},
+};
+
+/// Rewrites the addresses and ports of a TCP segment or UDP datagram; every checksum stays valid.
+/// After `None` the packet is in pieces and must not go on.
+#[inline(always)]
+pub fn translate<F: Family, P: Packet>(
+    packet: &mut P,
+    headers: &Headers,
+    from: &Tuple,
+    to: &Tuple,
+) -> Option<()> {
+    let rewritten = F::rewrite(
+        packet,
+        ETHERNET,
+        (&from.source, &from.destination),
+        (&to.source, &to.destination),
+    )?;
+    let ports = rewrite_ports(
+        packet,
+        headers.transport,
+        Change {
+            from: from.source_port,
+            to: to.source_port,
+        },
+        Change {
+            from: from.destination_port,
+            to: to.destination_port,
+        },
+    )?;
+    let zero_means_none = headers.protocol == UDP;
+    let checksum = headers.checksum();
+    if rewritten.addresses != Difference::NONE {
+        let scope = Scope {
+            pseudo_header: true,
+            zero_means_none,
+        };
+        packet.fix_transport(checksum, rewritten.addresses, scope)?;
+    }
+    if ports != Difference::NONE {
+        packet.fix_transport(
+            checksum,
+            ports,
+            Scope {
+                pseudo_header: false,
+                zero_means_none,
+            },
+        )?;
+    }
+    Some(())
+}
+
+/// A number and what becomes of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    pub from: u16,
+    pub to: u16,
+}
+
+/// Changes the ports of the transport header at `offset`; returns what that changed.
+#[inline(always)]
+pub fn rewrite_ports<P: Packet>(
+    packet: &mut P,
+    offset: usize,
+    source: Change,
+    destination: Change,
+) -> Option<Difference> {
+    let mut change = Difference::NONE;
+    for (offset, port) in [(offset, source), (offset + 2, destination)] {
+        if port.from != port.to {
+            change = change.and(&port.from.to_be_bytes(), &port.to.to_be_bytes());
+            packet.store(offset, &port.to.to_be_bytes())?;
+        }
+    }
+    Some(change)
+}

@@ -1,0 +1,65 @@
+//! The tables as the packet path sees them: one method per look-up.
+
+use crate::{
+    address::Address,
+    endpoint::Endpoint,
+    flow::{Flow, FlowKey},
+    reason::Reason,
+    service::{Backend, Extent, FrontendKey},
+};
+
+/// Where a flow is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowTable {
+    /// Two-way flows.
+    Flows,
+    /// Flows that nobody has answered, or whose TCP handshake is not complete.
+    HalfOpen,
+}
+
+/// The parts of a flow's entry that change while it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A packet passed, at this time.
+    Seen(u64),
+    /// The other side has answered.
+    Answered,
+    /// This way, or the twin's, is closed.
+    Fin,
+    TwinFin,
+    Reset,
+}
+
+/// Why a flow could not be inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotInserted {
+    Exists,
+    Full,
+}
+
+pub trait Tables {
+    /// The endpoint slot of a pod's interface, or [`crate::endpoint::NO_SLOT`].
+    fn slot(&self, interface: u32) -> u32;
+    /// The service index behind a frontend.
+    fn frontend(&self, key: &FrontendKey) -> Option<u32>;
+    fn extent(&self, service: u32) -> Option<Extent>;
+    fn backend(&self, row: u32) -> Option<Backend>;
+    /// `LIVE[id]`; 0 where there is no such id.
+    fn generation(&self, id: u32) -> u32;
+    fn endpoint(&self, address: &Address) -> Option<Endpoint>;
+
+    /// Looks at a flow where it stands.
+    fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R>;
+    /// Inserts a flow that must not be there yet.
+    fn insert(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted>;
+    /// Notes something in place; false where the flow is gone.
+    fn note(&self, table: FlowTable, key: &FlowKey, note: Note) -> bool;
+    fn remove(&self, table: FlowTable, key: &FlowKey);
+
+    /// Takes one refusal out of the node's budget at time `now`.
+    fn may_refuse(&self, now: u64) -> bool;
+    fn count(&self, reason: Reason);
+    /// CLOCK_MONOTONIC in nanoseconds.
+    fn now(&self) -> u64;
+    fn random(&self) -> u32;
+}

@@ -1,0 +1,226 @@
+//! The maps, and the tables that the packet path reads through them.
+#![expect(unsafe_code, reason = "values are copied out of kernel memory")]
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    macros::btf_map,
+};
+use lb_common::{
+    address::Address,
+    endpoint::{Bucket, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_ENDPOINTS, NO_SLOT},
+    flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
+    reason::Reason,
+    refusal,
+    scratch::Scratch,
+    service::{
+        Backend, Extent, Frontend, FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS,
+        MAX_SERVICES,
+    },
+    tables::{FlowTable, NotInserted, Note, Tables},
+};
+
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
+
+/// What clients dial, and the service behind it.
+#[btf_map]
+static FRONTENDS: HashMap<FrontendKey, Frontend, MAX_FRONTENDS, ON_DEMAND> = HashMap::new();
+
+/// Where each service's extent begins.
+#[btf_map]
+static SERVICES: Array<Extent, MAX_SERVICES, MAPPED> = Array::new();
+
+/// The rows of all extents.
+#[btf_map]
+static BACKENDS: Array<Backend, MAX_BACKENDS, MAPPED> = Array::new();
+
+/// The generation of each backend id; odd while the backend lives.
+#[btf_map]
+static LIVE: Array<u32, MAX_BACKEND_IDS, MAPPED> = Array::new();
+
+/// The slot of each pod interface.
+#[btf_map]
+static INTERFACES: Array<Bucket, INTERFACE_BUCKETS> = Array::new();
+
+/// How each local pod is reached.
+#[btf_map]
+static ENDPOINTS: HashMap<EndpointKey, Endpoint, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
+
+/// Two-way flows.
+#[btf_map]
+static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, ON_DEMAND> = HashMap::new();
+
+/// Flows that are not two-way yet; the least recently used make room.
+#[btf_map]
+static HALF_OPEN: LruHashMap<FlowKey, Flow, MAX_HALF_OPEN> = LruHashMap::new();
+
+/// Packets by reason.
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
+
+/// When the budget of refusals will be full again.
+#[btf_map]
+static REFUSALS: Array<u64, 1> = Array::new();
+
+/// Room to work in.
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// This CPU's room to work in. No program of ours runs while another one of ours does on the same
+/// CPU: both tc hooks run with bottom halves disabled, and a redirect happens after its program.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: nobody else has this CPU's value, as said above.
+    SCRATCH
+        .get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *scratch })
+}
+
+/// The tables of the kernel.
+pub struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn slot(&self, interface: u32) -> u32 {
+        match INTERFACES.get(Bucket::of(interface)) {
+            Some(bucket) => bucket.slot(interface),
+            None => NO_SLOT,
+        }
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+        let value = FRONTENDS.get_ptr(key)?.cast::<u64>();
+        // SAFETY: the map's value is eight aligned bytes; one load cannot mix two of them.
+        let value = unsafe { value.read_volatile() };
+        // SAFETY: `Frontend` is two `u32`, for which any bits are a value.
+        let frontend: Frontend = unsafe { core::mem::transmute(value) };
+        (frontend.check == key.check()).then_some(frontend.service)
+    }
+
+    #[inline(always)]
+    fn extent(&self, service: u32) -> Option<Extent> {
+        let value = SERVICES.get_ptr(service)?.cast::<u64>();
+        // SAFETY: as above.
+        let value = unsafe { value.read_volatile() };
+        // SAFETY: `Extent` is two `u32`, for which any bits are a value.
+        Some(unsafe { core::mem::transmute::<u64, Extent>(value) })
+    }
+
+    #[inline(always)]
+    fn backend(&self, row: u32) -> Option<Backend> {
+        BACKENDS.get(row).copied()
+    }
+
+    #[inline(always)]
+    fn generation(&self, id: u32) -> u32 {
+        // SAFETY: the map's value is an aligned `u32` that userspace stores in one go.
+        LIVE.get_ptr(id)
+            .map_or(0, |value| unsafe { value.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, address: &Address) -> Option<Endpoint> {
+        // SAFETY: copied at once.
+        unsafe { ENDPOINTS.get(EndpointKey { address: *address }) }.copied()
+    }
+
+    #[inline(always)]
+    fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
+        // SAFETY: the memory stays mapped while the program runs; whether it still is this key's
+        // flow is for the caller to check.
+        unsafe {
+            match table {
+                FlowTable::Flows => FLOWS.get(key),
+                FlowTable::HalfOpen => HALF_OPEN.get(key),
+            }
+        }
+        .map(at)
+    }
+
+    #[inline(always)]
+    fn insert(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted> {
+        const EEXIST: i32 = -17;
+        let flags = u64::from(BPF_NOEXIST);
+        match table {
+            FlowTable::Flows => FLOWS.insert(key, flow, flags),
+            FlowTable::HalfOpen => HALF_OPEN.insert(key, flow, flags),
+        }
+        .map_err(|error| {
+            if error == EEXIST {
+                NotInserted::Exists
+            } else {
+                NotInserted::Full
+            }
+        })
+    }
+
+    #[inline(always)]
+    fn note(&self, table: FlowTable, key: &FlowKey, note: Note) -> bool {
+        let flow = match table {
+            FlowTable::Flows => FLOWS.get_ptr_mut(key),
+            FlowTable::HalfOpen => HALF_OPEN.get_ptr_mut(key),
+        };
+        let Some(flow) = flow else {
+            return false;
+        };
+        // SAFETY: each field is stored in one go, and nobody relies on two of them together.
+        unsafe {
+            match note {
+                Note::Seen(now) => (&raw mut (*flow).last_seen).write_volatile(now),
+                Note::Answered => (&raw mut (*flow).answered).write_volatile(1),
+                Note::Fin => (&raw mut (*flow).fin).write_volatile(1),
+                Note::TwinFin => (&raw mut (*flow).twin_fin).write_volatile(1),
+                Note::Reset => (&raw mut (*flow).reset).write_volatile(1),
+            }
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn remove(&self, table: FlowTable, key: &FlowKey) {
+        // Another CPU may have been faster; gone is gone.
+        let _ = match table {
+            FlowTable::Flows => FLOWS.remove(key),
+            FlowTable::HalfOpen => HALF_OPEN.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn may_refuse(&self, now: u64) -> bool {
+        let Some(debt) = REFUSALS.get_ptr_mut(0) else {
+            return false;
+        };
+        // SAFETY: one aligned `u64`; two CPUs at once may both take the same token.
+        match refusal::take(unsafe { debt.read_volatile() }, now) {
+            Some(next) => {
+                // SAFETY: as above.
+                unsafe { debt.write_volatile(next) };
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+            // SAFETY: this CPU's own counter.
+            unsafe { *counter += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: a helper call without arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper call without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}
