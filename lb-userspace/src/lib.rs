@@ -1,3 +1,4 @@
 //! The agent: source → world → compile → plan → kernel.
 
 pub mod links;
+pub mod world;

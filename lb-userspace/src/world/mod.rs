@@ -1,0 +1,359 @@
+//! Everything the sources have told us, reduced to our own rows, and which keys a change concerns.
+//!
+//! Kubernetes' types end at the `reduce` functions of this module; what comes after sees rows only.
+
+mod address;
+pub mod endpoint_slice;
+pub mod node;
+pub mod pod;
+mod protocol;
+pub mod service;
+mod table;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+pub use endpoint_slice::{Endpoint, EndpointSlice, SlicePort};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+pub use node::{Node, close_names};
+pub use pod::Pod;
+pub use protocol::Protocol;
+pub use service::{Service, ServicePort};
+use table::{Changed, Table};
+
+/// Name of an object; the namespace is empty where its kind has none.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ObjectKey {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+/// `namespace/name`, or `name` alone.
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { namespace, name } = self;
+        if namespace.is_empty() {
+            f.write_str(name)
+        } else {
+            write!(f, "{namespace}/{name}")
+        }
+    }
+}
+
+fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The kinds of objects that the agent reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+    Node,
+    Pod,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    IPv4,
+    IPv6,
+}
+
+impl Family {
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::IPv4,
+            IpAddr::V6(_) => Self::IPv6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What becomes of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row<R> {
+    /// `None` where the object is none of our business, or too broken to use.
+    pub value: Option<R>,
+    /// The object's `resourceVersion`; for a manifest, a digest of its content.
+    pub version: String,
+    /// What is wrong with the object, in words; the rest of it is in `value`.
+    pub problems: Vec<String>,
+}
+
+/// What a source says about one kind, in the order of a list followed by a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event<R> {
+    /// A list begins. What is known stays in force until [`Event::InitDone`].
+    Init,
+    /// One object of the list.
+    InitApply(ObjectKey, Row<R>),
+    /// The list is complete: what it did not name is gone.
+    InitDone,
+    /// An object was created or changed.
+    Apply(ObjectKey, Row<R>),
+    Delete(ObjectKey),
+}
+
+/// One thing that a source has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Service(Event<Service>),
+    EndpointSlice(Event<EndpointSlice>),
+    Node(Event<Node>),
+    Pod(Event<Pod>),
+    Trouble(SourceTrouble),
+}
+
+/// All that ails one subject of a source, in place of what was said about it before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceTrouble {
+    /// A file, or a resource of the apiserver.
+    pub subject: String,
+    /// Empty when the subject is well again.
+    pub troubles: Vec<Trouble>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub severity: Severity,
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Left out on purpose; nothing needs doing.
+    Ignored,
+    /// What the agent knows may be incomplete or out of date.
+    Error,
+}
+
+/// Something wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub kind: Kind,
+    pub key: ObjectKey,
+    pub text: String,
+}
+
+/// What has to be compiled afresh.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Services whose own object, slices or claim to a ClusterIP changed.
+    pub services: BTreeSet<ObjectKey>,
+    /// A Pod of this node changed.
+    pub pods: bool,
+    /// A Node changed.
+    pub node: bool,
+}
+
+impl Dirty {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what `other` names.
+    pub fn merge(&mut self, other: Self) {
+        let Self {
+            services,
+            pods,
+            node,
+        } = other;
+        self.services.extend(services);
+        self.pods |= pods;
+        self.node |= node;
+    }
+}
+
+/// All rows, with the indexes that compiling by key needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    services: Table<Service>,
+    slices: Table<EndpointSlice>,
+    nodes: Table<Node>,
+    pods: Table<Pod>,
+    slices_by_service: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    services_by_address: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
+    troubles: BTreeMap<String, Vec<Trouble>>,
+}
+
+impl World {
+    /// Takes in one change and says what has to be compiled afresh.
+    pub fn apply(&mut self, change: Change) -> Dirty {
+        let mut dirty = Dirty::default();
+        match change {
+            Change::Service(event) => self.apply_service(event, &mut dirty),
+            Change::EndpointSlice(event) => self.apply_slice(event, &mut dirty),
+            Change::Node(event) => dirty.node = !self.nodes.apply(event).is_empty(),
+            Change::Pod(event) => dirty.pods = !self.pods.apply(event).is_empty(),
+            Change::Trouble(SourceTrouble { subject, troubles }) => {
+                if troubles.is_empty() {
+                    self.troubles.remove(&subject);
+                } else {
+                    self.troubles.insert(subject, troubles);
+                }
+            }
+        }
+        dirty
+    }
+
+    /// Whether every kind has been listed once; nothing may be deleted before.
+    pub fn synced(&self) -> bool {
+        self.waiting_for().is_empty()
+    }
+
+    /// The kinds that have not been listed yet.
+    pub fn waiting_for(&self) -> Vec<Kind> {
+        [
+            (Kind::Service, self.services.synced()),
+            (Kind::EndpointSlice, self.slices.synced()),
+            (Kind::Node, self.nodes.synced()),
+            (Kind::Pod, self.pods.synced()),
+        ]
+        .into_iter()
+        .filter_map(|(kind, synced)| (!synced).then_some(kind))
+        .collect()
+    }
+
+    /// What is wrong with objects, each with its name and the reason.
+    pub fn problems(&self) -> impl Iterator<Item = Problem> {
+        fn of<R: Clone + PartialEq>(kind: Kind, table: &Table<R>) -> impl Iterator<Item = Problem> {
+            table.rows().flat_map(move |(key, row)| {
+                row.problems.iter().map(move |text| Problem {
+                    kind,
+                    key: key.clone(),
+                    text: text.clone(),
+                })
+            })
+        }
+        of(Kind::Service, &self.services)
+            .chain(self.shared_addresses())
+            .chain(of(Kind::EndpointSlice, &self.slices))
+            .chain(of(Kind::Node, &self.nodes))
+            .chain(of(Kind::Pod, &self.pods))
+    }
+
+    /// What ails the sources, by file or resource.
+    pub fn troubles(&self) -> impl Iterator<Item = (&str, &Trouble)> {
+        self.troubles
+            .iter()
+            .flat_map(|(subject, troubles)| troubles.iter().map(move |t| (subject.as_str(), t)))
+    }
+
+    /// Every service that has a ClusterIP, by key.
+    pub fn services(&self) -> impl Iterator<Item = (&ObjectKey, &Service)> {
+        self.services.values()
+    }
+
+    pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// The version of the service's object that [`World::service`] was reduced from.
+    pub fn service_version(&self, key: &ObjectKey) -> Option<&str> {
+        self.services.row(key).map(|row| row.version.as_str())
+    }
+
+    /// The slices that name the service, by key, whether or not the service exists.
+    pub fn slices_of(
+        &self,
+        service: &ObjectKey,
+    ) -> impl Iterator<Item = (&ObjectKey, &EndpointSlice)> {
+        self.slices_by_service
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|key| self.slices.get(key).map(|slice| (key, slice)))
+    }
+
+    /// The service that serves a ClusterIP: of several that claim it, the one with the least key.
+    pub fn owner_of(&self, address: IpAddr) -> Option<&ObjectKey> {
+        self.services_by_address.get(&address)?.first()
+    }
+
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(&ObjectKey::new("", name))
+    }
+
+    /// The Pods of this node that have a network of their own and have not finished, by key.
+    pub fn pods(&self) -> impl Iterator<Item = (&ObjectKey, &Pod)> {
+        self.pods.values()
+    }
+
+    fn apply_service(&mut self, event: Event<Service>, dirty: &mut Dirty) {
+        for Changed { key, was } in self.services.apply(event) {
+            for address in was.into_iter().flat_map(|service| service.cluster_ips) {
+                let claims = self.services_by_address.entry(address).or_default();
+                claims.remove(&key);
+                dirty.services.extend(claims.iter().cloned());
+                if claims.is_empty() {
+                    self.services_by_address.remove(&address);
+                }
+            }
+            for &address in self.services.get(&key).iter().flat_map(|s| &s.cluster_ips) {
+                let claims = self.services_by_address.entry(address).or_default();
+                dirty.services.extend(claims.iter().cloned());
+                claims.insert(key.clone());
+            }
+            dirty.services.insert(key);
+        }
+    }
+
+    fn apply_slice(&mut self, event: Event<EndpointSlice>, dirty: &mut Dirty) {
+        for Changed { key, was } in self.slices.apply(event) {
+            if let Some(EndpointSlice { service, .. }) = was {
+                if let Some(slices) = self.slices_by_service.get_mut(&service) {
+                    slices.remove(&key);
+                    if slices.is_empty() {
+                        self.slices_by_service.remove(&service);
+                    }
+                }
+                dirty.services.insert(service);
+            }
+            if let Some(EndpointSlice { service, .. }) = self.slices.get(&key) {
+                self.slices_by_service
+                    .entry(service.clone())
+                    .or_default()
+                    .insert(key);
+                dirty.services.insert(service.clone());
+            }
+        }
+    }
+
+    fn shared_addresses(&self) -> impl Iterator<Item = Problem> {
+        self.services_by_address
+            .iter()
+            .flat_map(|(address, claims)| {
+                let owner = claims.first();
+                claims.iter().skip(1).filter_map(move |key| {
+                    Some(Problem {
+                        kind: Kind::Service,
+                        key: key.clone(),
+                        text: format!("ClusterIP {address} belongs to {}", owner?),
+                    })
+                })
+            })
+    }
+}
