@@ -10,8 +10,7 @@ use std::{
     net::IpAddr,
 };
 
-/// Namespace and name of a pod.
-type ObjectKey = String;
+use crate::world::ObjectKey;
 
 /// What the inside of a pod's interface carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +165,7 @@ mod tests {
     }
 
     fn pod(name: &str) -> ObjectKey {
-        format!("default/{name}")
+        ObjectKey::new("default", name)
     }
 
     fn pods<const N: usize>(pods: [(&str, &[u8]); N]) -> BTreeMap<ObjectKey, BTreeSet<IpAddr>> {

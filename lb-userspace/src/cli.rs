@@ -1,0 +1,421 @@
+//! The command line.
+
+use std::{env, ffi::OsString, path::PathBuf};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use glob::Pattern;
+use nix::{
+    sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
+    unistd::gethostname,
+};
+
+use crate::logging::Format;
+
+/// A service load balancer for Kubernetes nodes: pods reach ClusterIPs through eBPF programs on
+/// their interfaces.
+#[derive(Debug, Parser)]
+#[command(name = "lb", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Every flag can be set by an environment variable, shown with the flag. There is no configuration
+file. Data goes to stdout, logs to stderr.
+
+Exit codes: 0 done, 1 failed or not found, 2 wrong usage, 3 the agent is not running and left
+nothing behind to answer from.";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent of this node
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<Run>),
+    /// Show what the agent does, what it took hold of, and what is wrong
+    #[command(after_help = STATUS_EXAMPLES)]
+    Status(View),
+    /// Show the services that are in the kernel's tables
+    #[command(after_help = SERVICE_EXAMPLES)]
+    Service {
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
+    /// Print the kernel's tables, one line per entry, with names
+    #[command(after_help = DUMP_EXAMPLES)]
+    Dump(View),
+    /// Remove every program, table and file that the agent left
+    #[command(after_help = CLEANUP_EXAMPLES)]
+    Cleanup(Places),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// List all services, one line per port and address family
+    List {
+        /// Only the services of this namespace
+        #[arg(short, long, env = "LB_NAMESPACE", value_name = "NS")]
+        namespace: Option<String>,
+        #[command(flatten)]
+        view: View,
+    },
+    /// Show one service with all its backends
+    Get {
+        /// The service, as NAME or NS/NAME
+        #[arg(value_name = "[NS/]NAME")]
+        name: String,
+        /// The namespace, where NAME does not say it [default: default]
+        #[arg(short, long, env = "LB_NAMESPACE", value_name = "NS")]
+        namespace: Option<String>,
+        #[command(flatten)]
+        view: View,
+    },
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  # Services and EndpointSlices from a directory of manifests, re-read when it changes
+  lb run --manifests ./manifests --node-name node-a
+
+  # A cluster, before anything serves its own ClusterIP on this node
+  lb run --kubeconfig /etc/kubernetes/admin.conf --apiserver https://192.0.2.1:6443
+
+  # In a pod of a DaemonSet: credentials from the service account, the node's name from NODE_NAME
+  lb run --apiserver https://192.0.2.1:6443 --apiserver https://192.0.2.2:6443
+
+Stopping the agent, in whatever way, leaves its programs at work; `lb cleanup` removes them.";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  lb status
+  lb status -o json | jq '.problems'";
+
+const SERVICE_EXAMPLES: &str = "\
+Examples:
+  lb service list
+  lb service get default/web
+  lb service get -n default web -o json";
+
+const DUMP_EXAMPLES: &str = "\
+Examples:
+  lb dump | grep default/web
+  lb dump -o json";
+
+const CLEANUP_EXAMPLES: &str = "\
+Examples:
+  lb cleanup
+  lb cleanup --bpffs /run/lb/bpffs";
+
+/// What `lb run` is told.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Read objects from the YAML files of this directory
+    #[arg(long, env = "LB_MANIFESTS", value_name = "DIR", conflicts_with_all = ["kubeconfig", "apiserver"])]
+    manifests: Option<PathBuf>,
+    /// Read objects from the cluster of this kubeconfig file [default: $KUBECONFIG]
+    #[arg(long, env = "LB_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Reach the apiserver here, with the credentials and the TLS server name that the kubeconfig
+    /// or the service account gives; repeatable, tried in turn
+    #[arg(long, env = "LB_APISERVER", value_name = "URL", value_delimiter = ',')]
+    pub apiserver: Vec<String>,
+    /// Name of this node's Node object [default: $NODE_NAME, then the lower-cased hostname]
+    #[arg(long, env = "LB_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Take only the veths and bridge ports whose name matches this pattern of `*` and `?`;
+    /// repeatable [default: every veth whose other end is in another network namespace]
+    #[arg(
+        long,
+        env = "LB_POD_INTERFACE",
+        value_name = "PATTERN",
+        value_delimiter = ','
+    )]
+    pub pod_interface: Vec<Pattern>,
+    /// Where cgroup v2 is mounted [default: found among the mounts]
+    #[arg(long, env = "LB_CGROUP_ROOT", value_name = "DIR", value_parser = cgroup2)]
+    cgroup_root: Option<PathBuf>,
+    /// How programs are attached to interfaces
+    #[arg(long, env = "LB_ATTACH", value_name = "HOW", default_value = "auto")]
+    pub attach: Attach,
+    /// How log lines look
+    #[arg(
+        long,
+        env = "LB_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: Format,
+    /// Log what the eBPF programs do from this level up; costs time for every packet
+    #[arg(long, env = "LB_BPF_LOG", value_name = "LEVEL", default_value = "off")]
+    pub bpf_log: BpfLog,
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// Where the agent keeps things.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// Where the BPF file system is mounted; tables and programs are pinned there
+    #[arg(
+        long,
+        env = "LB_BPFFS",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf"
+    )]
+    pub bpffs: PathBuf,
+    /// The agent's unix socket; the file of names is beside it
+    #[arg(
+        long,
+        env = "LB_SOCKET",
+        value_name = "FILE",
+        default_value = "/run/lb/lb.sock"
+    )]
+    pub socket: PathBuf,
+}
+
+/// What the commands that show something are told.
+#[derive(Clone, Debug, Args)]
+pub struct View {
+    /// How to print it
+    #[arg(
+        short,
+        long,
+        env = "LB_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub output: Output,
+    #[command(flatten)]
+    pub places: Places,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// tcx where the kernel has it (6.6 and later), else clsact
+    Auto,
+    /// tcx links
+    Tcx,
+    /// Filters of a clsact qdisc
+    Clsact,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum BpfLog {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Manifests(PathBuf),
+    Kubeconfig(PathBuf),
+    InCluster,
+}
+
+impl Run {
+    /// Where objects come from; an error in words where that is not said.
+    pub fn source(&self) -> Result<Source, String> {
+        let in_cluster = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        choose_source(self, env::var_os("KUBECONFIG"), in_cluster)
+    }
+
+    /// The name of this node's Node object.
+    pub fn node_name(&self) -> Result<String, String> {
+        let given = self
+            .node_name
+            .clone()
+            .or_else(|| env::var("NODE_NAME").ok());
+        if let Some(name) = given.filter(|name| !name.is_empty()) {
+            return Ok(name);
+        }
+        let hostname =
+            gethostname().map_err(|error| format!("cannot ask for the hostname: {error}"))?;
+        Ok(hostname.to_string_lossy().to_lowercase())
+    }
+
+    /// Where cgroup v2 is mounted; `None` where it is not.
+    pub fn cgroup_root(&self) -> Option<PathBuf> {
+        self.cgroup_root.clone().or_else(find_cgroup2)
+    }
+}
+
+fn choose_source(
+    run: &Run,
+    kubeconfig: Option<OsString>,
+    in_cluster: bool,
+) -> Result<Source, String> {
+    let kubeconfig = kubeconfig
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from);
+    if let Some(directory) = &run.manifests {
+        Ok(Source::Manifests(directory.clone()))
+    } else if let Some(file) = run.kubeconfig.clone().or(kubeconfig) {
+        Ok(Source::Kubeconfig(file))
+    } else if in_cluster {
+        Ok(Source::InCluster)
+    } else {
+        Err(
+            "no source of objects: give --manifests DIR, or --kubeconfig FILE (or $KUBECONFIG), \
+             or run in a pod of the cluster with a service account"
+                .to_owned(),
+        )
+    }
+}
+
+/// Ends the process as clap does for wrong usage.
+pub fn usage_error(message: &str) -> ! {
+    Cli::command()
+        .error(ErrorKind::ValueValidation, message)
+        .exit()
+}
+
+/// `name` and `namespace` of a service from the command line, as `(namespace, name)`.
+pub fn service_key(name: &str, namespace: Option<&str>) -> Result<(String, String), String> {
+    match (name.split_once('/'), namespace) {
+        (Some((given, _)), Some(other)) if given != other => {
+            Err(format!("{name} is not in the namespace {other}"))
+        }
+        (Some((namespace, name)), _) => Ok((namespace.to_owned(), name.to_owned())),
+        (None, namespace) => Ok((namespace.unwrap_or("default").to_owned(), name.to_owned())),
+    }
+}
+
+fn cgroup2(path: &str) -> Result<PathBuf, String> {
+    let file_system = statfs(path)
+        .map_err(|error| error.to_string())?
+        .filesystem_type();
+    if file_system == CGROUP2_SUPER_MAGIC {
+        Ok(PathBuf::from(path))
+    } else {
+        Err("not a cgroup v2 directory".to_owned())
+    }
+}
+
+/// The mount of cgroup v2, which a hybrid hierarchy has below the mounts of v1.
+fn find_cgroup2() -> Option<PathBuf> {
+    let mounts = procfs::process::Process::myself()
+        .and_then(|me| me.mountinfo())
+        .ok()?;
+    mounts
+        .into_iter()
+        .find(|mount| mount.fs_type == "cgroup2")
+        .map(|mount| mount.mount_point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Run {
+        let arguments = ["lb", "run"].iter().chain(arguments);
+        match Cli::try_parse_from(arguments)
+            .expect("correct usage")
+            .command
+        {
+            Command::Run(run) => *run,
+            other => panic!("parsed as {other:?}"),
+        }
+    }
+
+    fn fails(arguments: &[&str]) -> String {
+        Cli::try_parse_from(arguments)
+            .expect_err("wrong usage")
+            .to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_a_variable_named_after_it() {
+        fn check(command: &clap::Command) {
+            for flag in command.get_arguments().filter(|a| !a.is_positional()) {
+                let long = flag.get_long().expect("a long form");
+                if !["help", "version"].contains(&long) {
+                    let variable = format!("LB_{}", long.to_uppercase().replace('-', "_"));
+                    assert_eq!(flag.get_env(), Some(variable.as_ref()), "--{long}");
+                }
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn a_flag_outweighs_the_environment_and_that_the_pod() {
+        let environment = || Some("/env".into());
+        let choose = |arguments: &[&str]| choose_source(&run(arguments), environment(), true);
+        assert_eq!(
+            choose(&["--manifests", "m"]),
+            Ok(Source::Manifests("m".into()))
+        );
+        assert_eq!(
+            choose(&["--kubeconfig", "k"]),
+            Ok(Source::Kubeconfig("k".into()))
+        );
+        assert_eq!(choose(&[]), Ok(Source::Kubeconfig("/env".into())));
+        assert_eq!(choose_source(&run(&[]), None, true), Ok(Source::InCluster));
+        assert_eq!(
+            choose_source(&run(&[]), Some("".into()), true),
+            Ok(Source::InCluster)
+        );
+    }
+
+    #[test]
+    fn no_source_is_an_error_that_names_all_three() {
+        let error = choose_source(&run(&[]), None, false).expect_err("no source");
+        for source in [
+            "--manifests",
+            "--kubeconfig",
+            "$KUBECONFIG",
+            "service account",
+        ] {
+            assert!(error.contains(source), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_sources_are_wrong_usage() {
+        let error = fails(&["lb", "run", "--manifests", "m", "--kubeconfig", "k"]);
+        assert!(error.contains("cannot be used with"), "{error}");
+        let error = fails(&["lb", "run", "--manifests", "m", "--apiserver", "https://a"]);
+        assert!(error.contains("cannot be used with"), "{error}");
+    }
+
+    #[test]
+    fn repeatable_flags_also_take_lists() {
+        let run = run(&["--pod-interface", "veth*,cali*", "--pod-interface", "tap?"]);
+        let patterns: Vec<_> = run.pod_interface.iter().map(Pattern::as_str).collect();
+        assert_eq!(patterns, ["veth*", "cali*", "tap?"]);
+        assert!(fails(&["lb", "run", "--pod-interface", "[a"]).contains("--pod-interface"));
+    }
+
+    #[test]
+    fn a_cgroup_root_must_be_one() {
+        assert!(fails(&["lb", "run", "--cgroup-root", "/"]).contains("not a cgroup v2 directory"));
+        assert!(fails(&["lb", "run", "--cgroup-root", "/nowhere"]).contains("ENOENT"));
+    }
+
+    #[test]
+    fn a_service_is_named_in_both_ways() {
+        let key = |namespace: &str, name: &str| Ok((namespace.to_owned(), name.to_owned()));
+        assert_eq!(service_key("a/web", None), key("a", "web"));
+        assert_eq!(service_key("web", Some("a")), key("a", "web"));
+        assert_eq!(service_key("a/web", Some("a")), key("a", "web"));
+        assert_eq!(service_key("web", None), key("default", "web"));
+        assert!(service_key("a/web", Some("b")).is_err());
+    }
+}

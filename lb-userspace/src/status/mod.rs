@@ -1,0 +1,458 @@
+//! What `lb status` and `lb service` say, as data. The agent serves it; without an agent it is made
+//! from the tables in the kernel and the names file.
+
+mod text;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use lb_common::{
+    address::to_ip,
+    endpoint::MAX_ENDPOINTS,
+    flow::{MAX_FLOWS, MAX_HALF_OPEN},
+    service::{
+        FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS, MAX_SERVICES, NO_SERVICE,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    compile::{BackendKey, PortName},
+    plan::ServiceTables,
+    world::{ObjectKey, Severity, World},
+};
+
+/// Everything that `lb status` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub agent: Agent,
+    /// Directory of the pinned tables.
+    pub tables_at: PathBuf,
+    pub interfaces: Vec<Interface>,
+    pub services: Vec<Service>,
+    pub problems: Vec<Problem>,
+    pub tables: Vec<Fill>,
+    /// Packets by [`lb_common::reason::Reason`].
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// The process that fills the tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum Agent {
+    #[serde(rename_all = "camelCase")]
+    Running {
+        pid: u32,
+        version: String,
+        uptime_seconds: u64,
+        node: String,
+        /// Where objects come from, in words.
+        source: String,
+        /// Kinds of which all objects are known.
+        synced: Vec<String>,
+        /// Kinds of which they are not.
+        awaited: Vec<String>,
+        cgroup_root: Option<PathBuf>,
+    },
+    /// The kernel goes on with what the agent left there.
+    #[serde(rename_all = "camelCase")]
+    Away {
+        /// The last sign of life, RFC 3339, where one was left.
+        since: Option<String>,
+    },
+}
+
+/// A network interface of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interface {
+    pub index: u32,
+    pub name: String,
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// What became of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "verdict")]
+pub enum Verdict {
+    /// It leads to a pod and carries our programs.
+    Taken {
+        /// `tcx` or `clsact`.
+        attach: String,
+        slot: u32,
+        /// The pod behind it, once known.
+        pod: Option<String>,
+        /// The pod's addresses, as far as they are confirmed.
+        addresses: Vec<IpAddr>,
+    },
+    /// It leads to a pod, but our programs could not be attached.
+    Failed { error: String },
+    /// It is none of our business.
+    Left { reason: String },
+}
+
+/// A service that is in the tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// `namespace/name`.
+    pub service: String,
+    pub ports: Vec<Port>,
+    /// resourceVersion of each object that the tables reflect, by kind and name; only the agent
+    /// knows these.
+    pub versions: BTreeMap<String, String>,
+}
+
+/// One port of a service in one address family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Port {
+    /// Empty where the service's only port has no name.
+    pub port: String,
+    pub protocol: String,
+    pub family: String,
+    /// Index into `SERVICES`.
+    pub index: u32,
+    /// Changes that took effect.
+    pub revision: u32,
+    pub frontends: Vec<SocketAddr>,
+    /// What new flows choose from. None: they are refused.
+    pub backends: Vec<SocketAddr>,
+    /// What keeps only the flows it has.
+    pub draining: Vec<SocketAddr>,
+}
+
+/// Something wrong with an object or a source.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// Kind of the object, or of the source.
+    pub kind: String,
+    pub object: String,
+    pub problem: String,
+}
+
+/// How full a table is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fill {
+    pub table: String,
+    pub used: usize,
+    pub size: usize,
+}
+
+/// Entries in the tables that are not services'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OtherTables {
+    pub endpoints: usize,
+    pub flows: usize,
+    pub half_open: usize,
+}
+
+/// How full all tables are.
+pub fn fills(services: &ServiceTables, others: OtherTables) -> Vec<Fill> {
+    let fill = |table: &str, used, size| Fill {
+        table: table.to_owned(),
+        used,
+        size,
+    };
+    vec![
+        fill("FRONTENDS", services.frontends.len(), MAX_FRONTENDS),
+        fill("SERVICES", services.services.len(), MAX_SERVICES),
+        fill("BACKENDS", services.rows.len(), MAX_BACKENDS),
+        fill("LIVE", services.live.len(), MAX_BACKEND_IDS),
+        fill("ENDPOINTS", others.endpoints, MAX_ENDPOINTS),
+        fill("FLOWS", others.flows, MAX_FLOWS),
+        fill("HALF_OPEN", others.half_open, MAX_HALF_OPEN),
+    ]
+}
+
+/// The services that are in the tables, as far as they have names.
+pub fn services(tables: &ServiceTables, names: &BTreeMap<u32, PortName>) -> Vec<Service> {
+    let mut frontends: BTreeMap<u32, Vec<SocketAddr>> = BTreeMap::new();
+    for (key, index) in tables
+        .frontends
+        .iter()
+        .filter(|(_, index)| **index != NO_SERVICE)
+    {
+        frontends.entry(*index).or_default().push(frontend(key));
+    }
+    let mut services: BTreeMap<&ObjectKey, Vec<Port>> = BTreeMap::new();
+    let mut ports: Vec<_> = names.iter().map(|(index, name)| (name, *index)).collect();
+    ports.sort();
+    for (name, index) in ports {
+        let Some(extent) = tables.services.get(&index) else {
+            continue;
+        };
+        let backends = tables.resolve(index).unwrap_or_default();
+        services.entry(&name.service).or_default().push(Port {
+            port: name.port.clone(),
+            protocol: name.protocol.to_string(),
+            family: name.family.to_string(),
+            index,
+            revision: extent.revision,
+            frontends: frontends.remove(&index).unwrap_or_default(),
+            backends: backends.chosen.iter().map(backend).collect(),
+            draining: backends.draining.iter().map(backend).collect(),
+        });
+    }
+    services
+        .into_iter()
+        .map(|(service, ports)| Service {
+            service: service.to_string(),
+            ports,
+            versions: BTreeMap::new(),
+        })
+        .collect()
+}
+
+/// What is wrong with objects and sources.
+pub fn problems(world: &World) -> Vec<Problem> {
+    let objects = world.problems().map(|problem| Problem {
+        kind: problem.kind.to_string(),
+        object: problem.key.to_string(),
+        problem: problem.text,
+    });
+    let sources = world.troubles().map(|(subject, trouble)| Problem {
+        kind: "source".to_owned(),
+        object: subject.to_owned(),
+        problem: match trouble.severity {
+            Severity::Ignored => format!("ignored: {}", trouble.text),
+            Severity::Error => trouble.text.clone(),
+        },
+    });
+    let mut problems: Vec<_> = objects.chain(sources).collect();
+    problems.sort();
+    problems
+}
+
+fn frontend(key: &FrontendKey) -> SocketAddr {
+    SocketAddr::new(to_ip(&key.address), key.port)
+}
+
+fn backend(key: &BackendKey) -> SocketAddr {
+    SocketAddr::new(to_ip(&key.address), key.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{
+        address::from_ip,
+        service::{Backend, Extent},
+    };
+
+    use super::*;
+    use crate::world::{Family, Protocol};
+
+    fn address(text: &str) -> [u8; 16] {
+        from_ip(text.parse().expect("an address"))
+    }
+
+    fn name(service: &str, port: &str) -> PortName {
+        PortName {
+            service: ObjectKey::new("default", service),
+            port: port.to_owned(),
+            protocol: Protocol::Tcp,
+            family: Family::IPv4,
+        }
+    }
+
+    /// `web:http` with one backend to choose and one that drains, and `idle` with none.
+    fn tables() -> ServiceTables {
+        let (web, idle) = (address("10.96.0.1"), address("10.96.0.2"));
+        let (web_key, idle_key) = (FrontendKey::new(web, 80, 6), FrontendKey::new(idle, 81, 6));
+        ServiceTables {
+            frontends: [
+                (web_key, 1),
+                (FrontendKey::whole_address(web), NO_SERVICE),
+                (idle_key, 2),
+            ]
+            .into(),
+            services: [
+                (
+                    1,
+                    Extent {
+                        first: 1,
+                        revision: 3,
+                    },
+                ),
+                (
+                    2,
+                    Extent {
+                        first: 4,
+                        revision: 1,
+                    },
+                ),
+            ]
+            .into(),
+            rows: [
+                (1, Backend::header(&web_key, 1, 1, 1)),
+                (2, Backend::new(address("10.0.0.1"), 8080, 1, 1)),
+                (3, Backend::new(address("10.0.0.2"), 8080, 2, 1)),
+                (4, Backend::header(&idle_key, 2, 0, 0)),
+            ]
+            .into(),
+            live: [(1, 1), (2, 1)].into(),
+        }
+    }
+
+    fn status() -> Status {
+        let names = [(1, name("web", "http")), (2, name("idle", ""))].into();
+        let mut services = services(&tables(), &names);
+        services[1]
+            .versions
+            .insert("Service default/web".to_owned(), "17".to_owned());
+        Status {
+            agent: Agent::Running {
+                pid: 7,
+                version: "0.1.0".to_owned(),
+                uptime_seconds: 3_725,
+                node: "node-a".to_owned(),
+                source: "manifests in m".to_owned(),
+                synced: vec!["Service".to_owned(), "Node".to_owned()],
+                awaited: vec!["EndpointSlice".to_owned()],
+                cgroup_root: None,
+            },
+            tables_at: "/sys/fs/bpf/lb/v1".into(),
+            interfaces: vec![
+                Interface {
+                    index: 3,
+                    name: "veth0".to_owned(),
+                    verdict: Verdict::Taken {
+                        attach: "tcx".to_owned(),
+                        slot: 1,
+                        pod: Some("default/client".to_owned()),
+                        addresses: vec!["10.0.0.9".parse().expect("an address")],
+                    },
+                },
+                Interface {
+                    index: 2,
+                    name: "eth0".to_owned(),
+                    verdict: Verdict::Left {
+                        reason: "not a veth".to_owned(),
+                    },
+                },
+            ],
+            services,
+            problems: vec![],
+            tables: fills(
+                &tables(),
+                OtherTables {
+                    flows: 471_859,
+                    ..OtherTables::default()
+                },
+            ),
+            counters: [("no-endpoints".to_owned(), 12)].into(),
+        }
+    }
+
+    #[test]
+    fn services_are_read_back_from_the_tables() {
+        let status = status();
+        let [idle, web] = &status.services[..] else {
+            panic!("two services")
+        };
+        assert_eq!(idle.service, "default/idle");
+        assert_eq!(idle.ports[0].backends, []);
+        let port = &web.ports[0];
+        assert_eq!((port.index, port.revision), (1, 3));
+        assert_eq!(
+            port.frontends,
+            ["10.96.0.1:80".parse().expect("a frontend")]
+        );
+        assert_eq!(port.backends, ["10.0.0.1:8080".parse().expect("a backend")]);
+        assert_eq!(port.draining, ["10.0.0.2:8080".parse().expect("a backend")]);
+    }
+
+    #[test]
+    fn a_service_without_a_name_or_an_extent_is_not_shown() {
+        let names = [(2, name("idle", "")), (9, name("gone", ""))].into();
+        let services = services(&tables(), &names);
+        assert_eq!(services.len(), 1);
+        assert_eq!(services[0].service, "default/idle");
+    }
+
+    #[test]
+    fn status_survives_json() {
+        let json = serde_json::to_string(&status()).expect("JSON");
+        assert_eq!(
+            serde_json::from_str::<Status>(&json).expect("a status"),
+            status()
+        );
+        assert!(
+            json.contains(r#""name":"eth0","verdict":"left","reason":"not a veth""#),
+            "{json}"
+        );
+    }
+
+    #[test]
+    fn status_reads_well() {
+        let expected = "\
+agent    running as pid 7, version 0.1.0, up 1h 2m
+node     node-a
+source   manifests in m
+synced   Service, Node
+awaited  EndpointSlice
+tables   /sys/fs/bpf/lb/v1
+
+INTERFACE  INDEX  STATE               POD             ADDRESSES
+veth0      3      taken: tcx, slot 1  default/client  10.0.0.9
+eth0       2      left: not a veth
+
+SERVICE       PORT           FRONTENDS     REVISION  BACKENDS     DRAINING
+default/idle  TCP/IPv4       10.96.0.2:81  1         0 (refused)  0
+default/web   http/TCP/IPv4  10.96.0.1:80  3         1            1
+
+PROBLEMS: none
+
+TABLE      USED    SIZE    FULL
+FRONTENDS  3       262144  0%
+SERVICES   2       131072  0%
+BACKENDS   4       524288  0%
+LIVE       2       524288  0%
+ENDPOINTS  0       16384   0%
+FLOWS      471859  524288  89%
+HALF_OPEN  0       131072  0%
+
+PACKETS       COUNT
+no-endpoints  12
+";
+        assert_eq!(status().to_string(), expected);
+    }
+
+    #[test]
+    fn a_service_reads_well() {
+        let expected = "\
+default/web
+  reflects Service default/web at version 17
+  http/TCP/IPv4
+    index     1
+    revision  3
+    frontends 10.96.0.1:80
+    backends  10.0.0.1:8080
+    draining  10.0.0.2:8080
+";
+        assert_eq!(status().services[1].to_string(), expected);
+    }
+
+    #[test]
+    fn without_an_agent_the_status_says_so() {
+        let away = |since: Option<&str>| Status {
+            agent: Agent::Away {
+                since: since.map(str::to_owned),
+            },
+            ..status()
+        };
+        let text = away(Some("2026-01-02T03:04:05Z")).to_string();
+        assert!(
+            text.starts_with("agent   not running since 2026-01-02T03:04:05Z; the kernel"),
+            "{text}"
+        );
+        assert!(away(None).to_string().contains("not running; the kernel"));
+    }
+}
