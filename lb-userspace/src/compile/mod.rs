@@ -1,0 +1,135 @@
+//! What the tables should say, from what the world says. Pure: the same objects give the same
+//! result, whatever came before.
+
+mod service;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
+
+use lb_common::{address::Address, service::FrontendKey};
+
+pub use self::service::service;
+use crate::world::{Family, ObjectKey, Protocol};
+
+/// One port of a service in one address family: what has an index in `SERVICES`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortName {
+    pub service: ObjectKey,
+    /// Name of the port; empty where the service's only port has none.
+    pub port: String,
+    pub protocol: Protocol,
+    pub family: Family,
+}
+
+/// `default/web:http/TCP/IPv4`, or `default/web/TCP/IPv4` where the port has no name.
+impl fmt::Display for PortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            service,
+            port,
+            protocol,
+            family,
+        } = self;
+        write!(f, "{service}")?;
+        if !port.is_empty() {
+            write!(f, ":{port}")?;
+        }
+        write!(f, "/{protocol}/{family}")
+    }
+}
+
+/// A text that names no service port.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotPortName;
+
+impl FromStr for PortName {
+    type Err = NotPortName;
+
+    fn from_str(text: &str) -> Result<Self, NotPortName> {
+        let parts: Vec<_> = text.split('/').collect();
+        let [namespace, name, protocol, family] = parts[..] else {
+            return Err(NotPortName);
+        };
+        let (name, port) = name.split_once(':').unwrap_or((name, ""));
+        let protocols = [Protocol::Tcp, Protocol::Udp];
+        let families = [Family::IPv4, Family::IPv6];
+        Ok(Self {
+            service: ObjectKey::new(namespace, name),
+            port: port.to_owned(),
+            protocol: protocols
+                .into_iter()
+                .find(|p| p.to_string() == protocol)
+                .ok_or(NotPortName)?,
+            family: families
+                .into_iter()
+                .find(|f| f.to_string() == family)
+                .ok_or(NotPortName)?,
+        })
+    }
+}
+
+/// What the tables should say about one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// The service's own addresses: a port of these that no service defines is refused.
+    pub addresses: BTreeSet<Address>,
+    pub ports: BTreeMap<PortName, Port>,
+}
+
+/// What the tables should say about one port of a service in one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// What clients dial. The first is the ClusterIP, by which the service is known again after a
+    /// restart.
+    pub frontends: Vec<FrontendKey>,
+    pub backends: Backends,
+}
+
+/// A backend by what it is, not by its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendKey {
+    pub address: Address,
+    /// Host order.
+    pub port: u16,
+}
+
+/// The backends of a service port, each once, in order of address and port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backends {
+    /// Those that new flows choose from. None: new flows are refused.
+    pub chosen: Vec<BackendKey>,
+    /// Those that only keep the flows they have.
+    pub draining: Vec<BackendKey>,
+}
+
+impl Backends {
+    /// Those that may be chosen, then those that drain.
+    pub fn all(&self) -> impl Iterator<Item = &BackendKey> {
+        self.chosen.iter().chain(&self.draining)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_names_can_be_read_back() {
+        for text in ["default/web:http/TCP/IPv4", "kube-system/dns/UDP/IPv6"] {
+            let name: PortName = text.parse().expect("a port name");
+            assert_eq!(name.to_string(), text);
+        }
+        for text in [
+            "",
+            "default/web",
+            "default/web/SCTP/IPv4",
+            "a/b/TCP/IPv5",
+            "a/b/c/TCP/IPv4",
+        ] {
+            assert_eq!(text.parse::<PortName>(), Err(NotPortName), "{text}");
+        }
+    }
+}
