@@ -1,1 +1,4 @@
 //! The sandbox of network namespaces, and the harnesses that tests share.
+
+pub mod control_plane;
+pub mod sandbox;

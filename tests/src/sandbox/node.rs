@@ -1,0 +1,287 @@
+//! A node: the host side of its pods' links, its uplink, and its netfilter rules.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+
+use super::{
+    Topology,
+    addresses::{self, Family, Pair},
+    client::{self, Failure, Reply},
+    namespace::Namespace,
+    netfilter,
+    server::{self, Protocol},
+    wiring::{Via, Wiring, everything, only},
+};
+
+const BRIDGE: &str = "cni0";
+const UPLINK: &str = "eth0";
+
+/// A simulated node.
+pub struct Node {
+    name: String,
+    number: u8,
+    topology: Topology,
+    namespace: Namespace,
+    directory: PathBuf,
+}
+
+impl Node {
+    /// Makes a node whose uplink is a port of the router's bridge. `directory` is the sandbox's.
+    pub(super) fn create(
+        prefix: &str,
+        number: u8,
+        topology: Topology,
+        router: &Router,
+        directory: &Path,
+    ) -> Result<Self> {
+        let name = format!("node-{number}");
+        let namespace = Namespace::create(&format!("{prefix}{name}"))?;
+        for (setting, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv4/conf/all/rp_filter", "1"),
+            ("ipv4/conf/default/rp_filter", "1"),
+        ] {
+            namespace.set(setting, value)?;
+        }
+        router.connect(&namespace, number)?;
+        if topology == Topology::Bridge {
+            add_bridge(&namespace, number)?;
+        }
+        netfilter::load(&namespace, number)?;
+
+        let directory = directory.join(&name);
+        let bpffs = directory.join("bpf");
+        fs::create_dir_all(&bpffs)?;
+        mount(
+            Some("bpf"),
+            &bpffs,
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mount a bpf file system on {}", bpffs.display()))?;
+        Ok(Self {
+            name,
+            number,
+            topology,
+            namespace,
+            directory,
+        })
+    }
+
+    /// The name of its Node object.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its own addresses, which host-network pods have.
+    pub fn addresses(&self) -> Pair {
+        addresses::node(self.number)
+    }
+
+    /// Its network namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its own directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its own bpf file system.
+    pub fn bpffs(&self) -> PathBuf {
+        self.directory.join("bpf")
+    }
+
+    pub(super) fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Serves a port on its own addresses, as a host-network pod called `name` does.
+    pub fn serve(&self, name: &str, protocol: Protocol, port: u16) -> Result<()> {
+        server::start(&self.namespace, name, protocol, self.addresses(), port)
+    }
+
+    /// Asks a server who it is, as a process of the node.
+    pub fn ask(&self, protocol: Protocol, to: SocketAddr) -> Result<Reply, Failure> {
+        client::ask(&self.namespace, protocol, to)
+    }
+
+    /// Lets bridged packets pass netfilter, as real clusters do.
+    pub fn filter_bridged(&self, on: bool) -> Result<()> {
+        let value = if on { "1" } else { "0" };
+        self.namespace
+            .set("bridge/bridge-nf-call-iptables", value)?;
+        self.namespace.set("bridge/bridge-nf-call-ip6tables", value)
+    }
+
+    /// Sets the largest packet that its uplink sends, in bytes.
+    pub fn limit_uplink(&self, mtu: u32) -> Result<()> {
+        self.limit(UPLINK.to_owned(), mtu)
+    }
+
+    /// Sets the largest packet that the node sends over one of its links, in bytes.
+    pub(super) fn limit(&self, link: String, mtu: u32) -> Result<()> {
+        Wiring::of(&self.namespace, move |wiring| async move {
+            wiring.mtu(wiring.index(&link).await?, mtu).await
+        })
+    }
+
+    /// Connects a pod in the order in which the CNI plugins `ptp` and `bridge` do.
+    pub(super) fn connect(&self, pod: &Namespace, interface: &str, own: Pair) -> Result<()> {
+        let (topology, number) = (self.topology, self.number);
+        let gateway = addresses::gateway(number);
+        let peer = interface.to_owned();
+        let descriptor = self.namespace.descriptor();
+        let inside = Wiring::of(pod, move |wiring| async move {
+            wiring.up(wiring.index("lo").await?).await?;
+            let index = wiring.veth("eth0", &peer, descriptor).await?;
+            wiring.up(index).await?;
+            Ok(index)
+        })?;
+
+        let host_side = interface.to_owned();
+        Wiring::of(&self.namespace, move |wiring| async move {
+            let index = wiring.index(&host_side).await?;
+            if topology == Topology::Bridge {
+                wiring.join(index, wiring.index(BRIDGE).await?).await?;
+            }
+            wiring.up(index).await
+        })?;
+
+        Wiring::of(pod, move |wiring| async move {
+            for (address, gateway) in own.each().into_iter().zip(gateway.each()) {
+                let family = Family::of(address);
+                match topology {
+                    Topology::PointToPoint => {
+                        wiring
+                            .address(inside, address, family.host_prefix())
+                            .await?;
+                        wiring.route(only(gateway), inside, Via::Link).await?;
+                    }
+                    Topology::Bridge => {
+                        let networks = addresses::pod_networks(number);
+                        let network = networks.iter().find(|network| network.contains(&address));
+                        let network = network.context("an address outside of its node")?;
+                        wiring
+                            .address(inside, address, network.prefix_len())
+                            .await?;
+                    }
+                }
+                wiring
+                    .route(everything(family), inside, Via::Gateway(gateway))
+                    .await?;
+            }
+            Ok(())
+        })?;
+
+        if topology == Topology::PointToPoint {
+            let host_side = interface.to_owned();
+            Wiring::of(&self.namespace, move |wiring| async move {
+                let index = wiring.index(&host_side).await?;
+                for (address, gateway) in own.each().into_iter().zip(gateway.each()) {
+                    let family = Family::of(address);
+                    wiring.address(index, gateway, family.host_prefix()).await?;
+                    wiring.route(only(address), index, Via::Link).await?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Routes the pods of another node through that node.
+    pub(super) fn route_to(&self, other: &Node) -> Result<()> {
+        let (number, addresses) = (other.number, other.addresses());
+        Wiring::of(&self.namespace, move |wiring| async move {
+            let uplink = wiring.index(UPLINK).await?;
+            for (pods, node) in addresses::pod_networks(number)
+                .into_iter()
+                .zip(addresses.each())
+            {
+                wiring.route(pods, uplink, Via::Gateway(node)).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn add_bridge(namespace: &Namespace, number: u8) -> Result<()> {
+    Wiring::of(namespace, move |wiring| async move {
+        let bridge = wiring.bridge(BRIDGE).await?;
+        let networks = addresses::pod_networks(number);
+        for (address, network) in addresses::gateway(number).each().into_iter().zip(networks) {
+            wiring
+                .address(bridge, address, network.prefix_len())
+                .await?;
+        }
+        Ok(())
+    })
+}
+
+/// What the nodes' uplinks are connected to: a bridge, whose own address is the way out of the
+/// cluster. It forwards nothing, so what reaches it unasked for is lost.
+pub(super) struct Router {
+    namespace: Arc<Namespace>,
+}
+
+impl Router {
+    pub(super) fn create(prefix: &str) -> Result<Self> {
+        let namespace = Namespace::create(&format!("{prefix}router"))?;
+        Wiring::of(&namespace, |wiring| async move {
+            wiring.up(wiring.index("lo").await?).await?;
+            let bridge = wiring.bridge("uplinks").await?;
+            let addresses = addresses::outside().each();
+            for (address, prefix) in addresses.into_iter().zip(addresses::UPLINK_PREFIX) {
+                wiring.address(bridge, address, prefix).await?;
+            }
+            Ok(())
+        })?;
+        Ok(Self {
+            namespace: Arc::new(namespace),
+        })
+    }
+
+    pub(super) fn namespace(&self) -> &Arc<Namespace> {
+        &self.namespace
+    }
+
+    /// Gives a node its uplink.
+    fn connect(&self, node: &Namespace, number: u8) -> Result<()> {
+        let port = format!("node-{number}");
+        let (peer, descriptor) = (port.clone(), self.namespace.descriptor());
+        let uplink = Wiring::of(node, move |wiring| async move {
+            wiring.up(wiring.index("lo").await?).await?;
+            let index = wiring.veth(UPLINK, &peer, descriptor).await?;
+            wiring.up(index).await?;
+            Ok(index)
+        })?;
+        Wiring::of(&self.namespace, move |wiring| async move {
+            let index = wiring.index(&port).await?;
+            wiring.join(index, wiring.index("uplinks").await?).await?;
+            wiring.up(index).await
+        })?;
+        Wiring::of(node, move |wiring| async move {
+            let own = addresses::node(number).each();
+            let ways: [(IpAddr, IpAddr); 2] =
+                [0, 1].map(|i| (own[i], addresses::outside().each()[i]));
+            for ((address, outside), prefix) in ways.into_iter().zip(addresses::UPLINK_PREFIX) {
+                wiring.address(uplink, address, prefix).await?;
+                let family = Family::of(address);
+                wiring
+                    .route(everything(family), uplink, Via::Gateway(outside))
+                    .await?;
+            }
+            Ok(())
+        })
+    }
+}

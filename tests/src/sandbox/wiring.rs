@@ -1,0 +1,190 @@
+//! Links, addresses and routes, by netlink.
+
+use std::{net::IpAddr, os::fd::RawFd};
+
+use anyhow::{Context as _, Result};
+use futures::TryStreamExt as _;
+use ipnet::IpNet;
+use netlink_packet_route::{
+    link::{InfoData, InfoKind, InfoVeth},
+    route::RouteScope,
+};
+use rtnetlink::{
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
+
+use super::{addresses::Family, namespace::Namespace};
+
+/// What a packet to some destination is given to.
+#[derive(Clone, Copy)]
+pub(super) enum Via {
+    /// The link itself.
+    Link,
+    /// A router on the link.
+    Gateway(IpAddr),
+}
+
+/// A netlink socket of one namespace.
+#[derive(Clone)]
+pub(super) struct Wiring {
+    handle: Handle,
+}
+
+impl Wiring {
+    /// Opens the socket in `namespace` and runs `work` with it there.
+    pub(super) fn of<F, T>(
+        namespace: &Namespace,
+        work: impl FnOnce(Self) -> F + Send + 'static,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send,
+        T: Send + 'static,
+    {
+        namespace.run(async {
+            let (connection, handle, _) =
+                rtnetlink::new_connection().context("open a netlink socket")?;
+            let connection = tokio::spawn(connection);
+            let result = work(Self { handle }).await;
+            connection.abort();
+            result
+        })
+    }
+
+    /// The index of the link with this name.
+    pub(super) async fn index(&self, name: &str) -> Result<u32> {
+        let found = self
+            .handle
+            .link()
+            .get()
+            .match_name(name)
+            .execute()
+            .try_next()
+            .await;
+        let link = found.with_context(|| format!("find {name}"))?;
+        Ok(link
+            .with_context(|| format!("{name} is not there"))?
+            .header
+            .index)
+    }
+
+    /// Makes a veth pair with its other end in another namespace.
+    pub(super) async fn veth(&self, name: &str, peer: &str, namespace: RawFd) -> Result<u32> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::default()
+            .name(peer)
+            .setns_by_fd(namespace)
+            .build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(name)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        let made = self.handle.link().add(pair).execute().await;
+        made.with_context(|| format!("make the veth {name}"))?;
+        self.index(name).await
+    }
+
+    /// Makes a bridge.
+    pub(super) async fn bridge(&self, name: &str) -> Result<u32> {
+        let made = self
+            .handle
+            .link()
+            .add(LinkBridge::new(name).build())
+            .execute()
+            .await;
+        made.with_context(|| format!("make the bridge {name}"))?;
+        let index = self.index(name).await?;
+        self.up(index).await?;
+        Ok(index)
+    }
+
+    /// Brings a link up.
+    pub(super) async fn up(&self, index: u32) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        Ok(self
+            .handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .context("bring a link up")?)
+    }
+
+    /// Makes a link a port of a bridge.
+    pub(super) async fn join(&self, index: u32, bridge: u32) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index).controller(bridge).build();
+        Ok(self
+            .handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .context("join a bridge")?)
+    }
+
+    /// Sets the largest packet that a link sends, in bytes from the IP header on.
+    pub(super) async fn mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        Ok(self
+            .handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .context("set an MTU")?)
+    }
+
+    /// Gives a link an address.
+    pub(super) async fn address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<()> {
+        let added = self
+            .handle
+            .address()
+            .add(index, address, prefix)
+            .execute()
+            .await;
+        added.with_context(|| format!("add the address {address}/{prefix}"))
+    }
+
+    /// Adds a route through a link.
+    pub(super) async fn route(&self, destination: IpNet, index: u32, via: Via) -> Result<()> {
+        let message = match (destination, via) {
+            (IpNet::V4(network), via) => {
+                let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                    .destination_prefix(network.network(), network.prefix_len())
+                    .output_interface(index);
+                match via {
+                    Via::Gateway(IpAddr::V4(gateway)) => route.gateway(gateway),
+                    Via::Gateway(IpAddr::V6(gateway)) => route.via(gateway),
+                    Via::Link => route.scope(RouteScope::Link),
+                }
+                .build()
+            }
+            (IpNet::V6(network), via) => {
+                let route = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                    .destination_prefix(network.network(), network.prefix_len())
+                    .output_interface(index);
+                match via {
+                    Via::Gateway(IpAddr::V6(gateway)) => route.gateway(gateway),
+                    Via::Gateway(IpAddr::V4(gateway)) => {
+                        anyhow::bail!("{gateway} cannot be the gateway of {destination}")
+                    }
+                    Via::Link => route,
+                }
+                .build()
+            }
+        };
+        let added = self.handle.route().add(message).execute().await;
+        added.with_context(|| format!("add a route to {destination}"))
+    }
+}
+
+/// The network that holds everything.
+pub(super) fn everything(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
+        Family::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
+    }
+}
+
+/// The network of one address.
+pub(super) fn only(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}

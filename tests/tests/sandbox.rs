@@ -1,0 +1,100 @@
+//! What the other tests rely on: without any service proxy, everything in a sandbox that has an
+//! address can be reached at it, and nothing of a sandbox stays behind.
+
+use std::{net::SocketAddr, path::Path, process::ExitCode};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::sandbox::{
+    Failure, Family, Protocol, Sandbox, Topology, cluster_ip, remove_on_signal,
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> Result<ExitCode> {
+    remove_on_signal()?;
+    let mut trials = vec![Trial::test("nothing stays behind", || {
+        check(leaves_nothing())
+    })];
+    for topology in [Topology::PointToPoint, Topology::Bridge] {
+        for nodes in 1..=3 {
+            let name = format!("plain connectivity {topology:?} {nodes} nodes");
+            trials.push(Trial::test(name, move || check(plain(topology, nodes))));
+        }
+    }
+    Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
+}
+
+fn check(result: Result<()>) -> Result<(), Failed> {
+    result.map_err(|error| format!("{error:?}").into())
+}
+
+fn plain(topology: Topology, nodes: u8) -> Result<()> {
+    let sandbox = Sandbox::builder()
+        .topology(topology)
+        .nodes(nodes)
+        .pod("client", 1)
+        .pod("near", 1)
+        .pod("far", nodes)
+        .build()?;
+    let client = sandbox.pod("client");
+    for protocol in Protocol::BOTH {
+        for name in ["client", "near", "far"] {
+            sandbox.pod(name).serve(protocol, 8080)?;
+        }
+        for node in sandbox.nodes() {
+            node.serve(node.name(), protocol, 9100)?;
+        }
+        for family in Family::BOTH {
+            for name in ["client", "near", "far"] {
+                let to = SocketAddr::new(sandbox.pod(name).address(family), 8080);
+                let reply = client
+                    .ask(protocol, to)
+                    .with_context(|| format!("{protocol:?} {to}"))?;
+                ensure!(reply.server == name, "{to} is {}", reply.server);
+                ensure!(reply.from == to && reply.true_source(), "{reply:?}");
+                let closed = SocketAddr::new(to.ip(), 8081);
+                ensure!(
+                    client.ask(protocol, closed) == Err(Failure::Refused),
+                    "{closed} is open"
+                );
+            }
+            for node in sandbox.nodes() {
+                let to = SocketAddr::new(node.addresses().get(family), 9100);
+                let reply = client
+                    .ask(protocol, to)
+                    .with_context(|| format!("{protocol:?} {to}"))?;
+                ensure!(reply.server == node.name(), "{to} is {}", reply.server);
+                let own = node.name() == client.node();
+                ensure!(
+                    reply.true_source() == own,
+                    "masquerade is for other nodes: {reply:?}"
+                );
+            }
+        }
+    }
+    let service = SocketAddr::new(cluster_ip(10).get(Family::V4), 80);
+    ensure!(
+        client.ask(Protocol::Udp, service) == Err(Failure::TimedOut),
+        "who translates?"
+    );
+    Ok(())
+}
+
+fn leaves_nothing() -> Result<()> {
+    let sandbox = Sandbox::builder().pod("client", 1).build()?;
+    let node = &sandbox.nodes()[0];
+    let traces = [
+        Path::new("/run/netns").join(node.namespace().name()),
+        Path::new("/run/netns").join(sandbox.pod("client").namespace().name()),
+        sandbox.directory().to_owned(),
+    ];
+    ensure!(
+        traces.iter().all(|path| path.exists()),
+        "{traces:?} are expected"
+    );
+    drop(sandbox);
+    ensure!(
+        !traces.iter().any(|path| path.exists()),
+        "one of {traces:?} stayed"
+    );
+    Ok(())
+}
