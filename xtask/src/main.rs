@@ -1,1 +1,46 @@
-fn main() {}
+//! `cargo xtask`: sets the machine up, runs the sandbox, runs the tests.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod artifacts;
+mod children;
+mod progress;
+mod root;
+mod run;
+mod setup;
+mod test;
+
+/// Everything that this project needs doing on a developer's machine.
+///
+/// Builds run as you; installing packages, loading programs and making network namespaces is done
+/// as root, through `sudo -n` where you are not root.
+///
+/// Exits with 0 if all went well, 1 if something that was run failed, 2 if it could not be run.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Args),
+    Run(run::Args),
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let outcome = children::forward_signals().and_then(|()| match command {
+        Command::Setup(args) => setup::run(&args),
+        Command::Run(args) => run::run(args),
+        Command::Test(args) => test::run(&args),
+    });
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::from(2)
+    })
+}

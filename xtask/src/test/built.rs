@@ -1,0 +1,96 @@
+//! The executables of the tests: built as the caller, run layer by layer.
+
+use std::{env, ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    layer::Layer,
+    report::Report,
+    suite::{Counts, Suite},
+};
+use crate::{
+    artifacts::{cargo, executables},
+    children,
+};
+
+/// The executables of the tests and of what they start.
+pub struct Built {
+    suites: Vec<Suite>,
+    /// Finds or builds what the cluster layer runs, and prints where it is.
+    control_plane: PathBuf,
+}
+
+impl Built {
+    /// Builds what `layer` needs, or everything; `None` when something does not compile.
+    pub fn build(layer: Option<Layer>) -> Result<Option<Self>> {
+        let mut build = cargo("build");
+        // Not xtask itself, which is running.
+        build.args(["--package=lb-userspace", "--package=lb-tests", "--bins"]);
+        let Some(programs) = executables(build)? else {
+            return Ok(None);
+        };
+        let mut test = cargo("test");
+        test.arg("--no-run");
+        test.args(layer.map_or(&[] as &[&str], Layer::targets));
+        let Some(tests) = executables(test)? else {
+            return Ok(None);
+        };
+        let control_plane = programs
+            .into_iter()
+            .find(|program| program.target.name == "control-plane")
+            .and_then(|program| program.executable)
+            .context("lb-tests has no program control-plane")?
+            .into();
+        let mut suites: Vec<Suite> = tests
+            .into_iter()
+            .filter(|artifact| artifact.profile.test)
+            .filter_map(Suite::of)
+            .collect();
+        suites.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Some(Self {
+            suites,
+            control_plane,
+        }))
+    }
+
+    /// Runs the tests of `layer` whose names contain `filter`.
+    pub fn run(&self, layer: Layer, filter: Option<&str>, report: &mut Report) -> Result<Counts> {
+        let mut path = env::var_os("PATH").unwrap_or_default();
+        path.push(":/usr/sbin:/sbin");
+        let mut skip = false;
+        if layer == Layer::Cluster {
+            match self.control_plane()? {
+                Some(mut folders) => {
+                    folders.push(":");
+                    folders.push(path);
+                    path = folders;
+                }
+                None => skip = true,
+            }
+        }
+
+        let mut sum = Counts::default();
+        for suite in self.suites.iter().filter(|suite| suite.layer == layer) {
+            println!("\n{}: {}", layer.name(), suite.name);
+            let counts = if skip {
+                suite.skip(filter)?
+            } else {
+                suite.run(filter, &path)?
+            };
+            if counts.failed > 0 {
+                report.failed(&format!("{} {}", layer.name(), suite.name));
+            }
+            sum += counts;
+        }
+        Ok(sum)
+    }
+
+    /// The folders of the control plane's programs; `None` when there is no getting them, which
+    /// has been explained by then.
+    fn control_plane(&self) -> Result<Option<OsString>> {
+        let (status, folders) = children::output(Command::new(&self.control_plane))?;
+        let folders = OsString::from_vec(folders.trim_ascii_end().to_vec());
+        Ok(status.success().then_some(folders))
+    }
+}
