@@ -21,8 +21,10 @@
 //! the next sandbox is built; [`remove_on_signal`] covers the signals that end a process.
 
 mod addresses;
+mod agent;
 mod client;
 mod leftovers;
+mod manifests;
 mod namespace;
 mod netfilter;
 mod node;
@@ -45,8 +47,10 @@ use anyhow::{Context as _, Result};
 use self::node::Router;
 pub use self::{
     addresses::{Family, Pair, cluster_ip},
+    agent::{Agent, program, until},
     client::{Conversation, Failure, PATIENCE, Reply},
     leftovers::remove_on_signal,
+    manifests::{Endpoint, Manifests, Service, text},
     namespace::{Namespace, tied},
     node::Node,
     pod::Pod,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 
 use super::{
@@ -100,6 +101,16 @@ impl Node {
     /// Its own bpf file system.
     pub fn bpffs(&self) -> PathBuf {
         self.directory.join("bpf")
+    }
+
+    /// Where its agent answers.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("lb.sock")
+    }
+
+    /// The networks of its pods.
+    pub fn pod_networks(&self) -> [IpNet; 2] {
+        addresses::pod_networks(self.number)
     }
 
     pub(super) fn number(&self) -> u8 {
