@@ -1,0 +1,388 @@
+//! Interfaces and addresses as netlink really reports them, in namespaces of the test's own.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    future::Future,
+    net::IpAddr,
+    os::fd::AsRawFd as _,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use lb_userspace::{
+    links::{self, Claims, LinkChange, Links, Peer, Reader, Reading},
+    world::ObjectKey,
+};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    unistd::geteuid,
+};
+use rtnetlink::{
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A network namespace, which lives as long as this does.
+struct Namespace(File);
+
+impl Namespace {
+    fn new() -> Result<Self> {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Ok(Self(File::open("/proc/thread-self/ns/net")?))
+        });
+        made.join().expect("the thread does not panic")
+    }
+
+    /// Runs a task on a thread and a runtime that are in this namespace.
+    fn run<T: Send + 'static, F: Future<Output = Result<T>>>(
+        &self,
+        task: impl FnOnce(Handle) -> F + Send + 'static,
+    ) -> Result<T> {
+        let file = self.0.try_clone()?;
+        let thread = thread::spawn(move || {
+            setns(file, CloneFlags::CLONE_NEWNET)?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection()?;
+                tokio::spawn(connection);
+                tokio::time::timeout(4 * PATIENCE, task(handle))
+                    .await
+                    .context("the test hangs")?
+            })
+        });
+        thread.join().expect("the thread does not panic")
+    }
+}
+
+/// A node and a pod, or `None` where namespaces cannot be made.
+fn node_and_pod() -> Result<Option<(Namespace, Namespace)>> {
+    if geteuid().is_root() {
+        Ok(Some((Namespace::new()?, Namespace::new()?)))
+    } else {
+        eprintln!("skipped: making network namespaces needs root");
+        Ok(None)
+    }
+}
+
+async fn index(handle: &Handle, name: &str) -> Result<u32> {
+    let links: Vec<_> = handle
+        .link()
+        .get()
+        .match_name(name)
+        .execute()
+        .try_collect()
+        .await?;
+    Ok(links.first().context("the link")?.header.index)
+}
+
+async fn set_up(handle: &Handle, name: &str) -> Result<()> {
+    let link = LinkMessageBuilder::<LinkUnspec>::new()
+        .index(index(handle, name).await?)
+        .up();
+    Ok(handle.link().change(link.build()).execute().await?)
+}
+
+/// A veth of which one end is made in another namespace.
+fn veth_into(name: &str, peer: &str, namespace: &Namespace) -> LinkMessage {
+    let mut inside = LinkMessage::default();
+    inside.attributes = vec![
+        LinkAttribute::IfName(peer.to_owned()),
+        LinkAttribute::NetNsFd(namespace.0.as_raw_fd()),
+    ];
+    LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .name(name.to_owned())
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(inside)))
+        .build()
+}
+
+/// Follows changes until `done` says so.
+async fn follow(
+    changes: &mut (impl Stream<Item = LinkChange> + Unpin),
+    links: &mut Links,
+    done: impl Fn(&Links) -> bool,
+) -> Result<()> {
+    let following = async {
+        while !done(links) {
+            links.apply(changes.next().await.expect("the stream never ends"));
+        }
+    };
+    let names = |links: &Links| format!("{:?}", links.judged().collect::<Vec<_>>());
+    tokio::time::timeout(PATIENCE, following)
+        .await
+        .map_err(|_| anyhow::anyhow!("{}", names(links)))
+}
+
+fn taken(links: &Links) -> Vec<String> {
+    links.taken().map(|link| link.name.clone()).collect()
+}
+
+fn peer(links: &Links, name: &str) -> Option<Peer> {
+    links.taken().find(|link| link.name == name)?.peer
+}
+
+#[test]
+fn a_veth_is_taken_however_it_was_made() -> Result<()> {
+    let Some((node, pod)) = node_and_pod()? else {
+        return Ok(());
+    };
+    let (node_file, pod_file) = (
+        Namespace(node.0.try_clone()?),
+        Namespace(pod.0.try_clone()?),
+    );
+    node.run(async move |handle| {
+        let mut changes = Box::pin(links::watch()?);
+        let mut links = Links::new(Vec::new());
+        handle
+            .link()
+            .add(veth_into("before", "eth0", &pod_file))
+            .execute()
+            .await?;
+        follow(&mut changes, &mut links, Links::listed).await?;
+        assert_eq!(taken(&links), ["before"]);
+
+        // Both ends here, then one leaves.
+        handle
+            .link()
+            .add(LinkVeth::new("moved", "eth1").build())
+            .execute()
+            .await?;
+        follow(&mut changes, &mut links, |links| {
+            links.judged().count() == 4
+        })
+        .await?;
+        assert_eq!(taken(&links), ["before"], "an end whose peer is here");
+        let inside = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index(&handle, "eth1").await?)
+            .setns_by_fd(pod_file.0.as_raw_fd());
+        handle.link().change(inside.build()).execute().await?;
+        follow(&mut changes, &mut links, |links| taken(links).len() == 2).await?;
+
+        // As CNI plugins do it: made in the pod, with the other end here.
+        pod_file.run(async move |handle| {
+            Ok(handle
+                .link()
+                .add(veth_into("eth2", "from-pod", &node_file))
+                .execute()
+                .await?)
+        })?;
+        follow(&mut changes, &mut links, |links| taken(links).len() == 3).await?;
+        assert_eq!(taken(&links), ["before", "moved", "from-pod"]);
+
+        pod_file.run(async move |handle| {
+            let index = index(&handle, "eth1").await?;
+            Ok(handle.link().del(index).execute().await?)
+        })?;
+        follow(&mut changes, &mut links, |links| taken(links).len() == 2).await?;
+        assert_eq!(taken(&links), ["before", "from-pod"]);
+        Ok(())
+    })
+}
+
+#[test]
+fn an_address_inside_a_pod_is_read_from_outside() -> Result<()> {
+    let Some((node, pod)) = node_and_pod()? else {
+        return Ok(());
+    };
+    node.run(async move |handle| {
+        let mut changes = Box::pin(links::watch()?);
+        let mut links = Links::new(Vec::new());
+        let reader = Reader::new()?;
+        handle
+            .link()
+            .add(veth_into("veth0", "eth0", &pod))
+            .execute()
+            .await?;
+        follow(&mut changes, &mut links, |links| !taken(links).is_empty()).await?;
+        let inside = peer(&links, "veth0").context("the peer")?;
+        assert_eq!(
+            reader.read(inside).await?.addresses,
+            BTreeSet::new(),
+            "known before its address"
+        );
+
+        let ips: BTreeSet<IpAddr> = ["10.1.2.3".parse()?, "fd00::3".parse()?].into();
+        let (given, mac) = (ips.clone(), [2, 0, 0, 0xab, 0xcd, 7]);
+        pod.run(async move |handle| {
+            let index = index(&handle, "eth0").await?;
+            let link = LinkMessageBuilder::<LinkUnspec>::new()
+                .index(index)
+                .address(mac.into())
+                .up();
+            handle.link().change(link.build()).execute().await?;
+            for ip in given {
+                handle.address().add(index, ip, 24).execute().await?;
+            }
+            Ok(())
+        })?;
+        set_up(&handle, "veth0").await?;
+        let up = |links: &Links| links.taken().any(|link| link.up);
+        follow(&mut changes, &mut links, up).await?;
+        let reading = reader.read(inside).await?;
+        assert_eq!(
+            reading,
+            Reading {
+                mac,
+                addresses: ips.clone()
+            }
+        );
+
+        let index = links.taken().next().context("the link")?.index;
+        let mut claims = Claims::default();
+        claims.read(index, Some(reading));
+        claims.confirm([(ObjectKey::new("default", "pod"), ips.clone())].into());
+        assert_eq!(
+            claims.holders().keys().copied().collect::<BTreeSet<_>>(),
+            ips
+        );
+
+        let nowhere = Peer {
+            namespace: 4711,
+            ..inside
+        };
+        assert!(
+            reader.read(nowhere).await.is_err(),
+            "not our own namespace instead"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_bridge_port_stays_when_it_leaves_its_bridge() -> Result<()> {
+    let Some((node, pod)) = node_and_pod()? else {
+        return Ok(());
+    };
+    node.run(async move |handle| {
+        let mut changes = Box::pin(links::watch()?);
+        let mut links = Links::new(vec!["port*".parse()?]);
+        handle
+            .link()
+            .add(LinkBridge::new("bridge").build())
+            .execute()
+            .await?;
+        handle
+            .link()
+            .add(LinkVeth::new("port0", "local").build())
+            .execute()
+            .await?;
+        handle
+            .link()
+            .add(veth_into("port1", "eth0", &pod))
+            .execute()
+            .await?;
+        let bridge = index(&handle, "bridge").await?;
+        let port = |index| LinkMessageBuilder::<LinkUnspec>::new().index(index);
+        for name in ["port0", "port1"] {
+            let link = port(index(&handle, name).await?).controller(bridge).build();
+            handle.link().change(link).execute().await?;
+        }
+        follow(&mut changes, &mut links, |links| {
+            taken(links) == ["port0", "port1"]
+        })
+        .await?;
+        for name in ["port0", "port1"] {
+            let link = port(index(&handle, name).await?).nocontroller().build();
+            handle.link().change(link).execute().await?;
+        }
+        follow(&mut changes, &mut links, |links| taken(links) == ["port1"]).await?;
+        let left = links
+            .judged()
+            .find_map(|(link, left)| left.filter(|_| link.name == "port0"));
+        assert_eq!(
+            left.context("a reason")?.to_string(),
+            "peer is in this namespace"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn an_uplink_that_is_a_veth_is_left_once_it_carries_the_node_address() -> Result<()> {
+    let Some((node, outside)) = node_and_pod()? else {
+        return Ok(());
+    };
+    node.run(async move |handle| {
+        let mut changes = Box::pin(links::watch()?);
+        let mut links = Links::new(Vec::new());
+        let address: IpAddr = "192.0.2.7".parse()?;
+        links.set_node_addresses([address].into());
+        handle
+            .link()
+            .add(veth_into("eth0", "node", &outside))
+            .execute()
+            .await?;
+        follow(&mut changes, &mut links, |links| taken(links) == ["eth0"]).await?;
+        let index = index(&handle, "eth0").await?;
+        handle.address().add(index, address, 24).execute().await?;
+        follow(&mut changes, &mut links, |links| taken(links).is_empty()).await
+    })
+}
+
+#[test]
+fn lost_events_are_made_up_for() -> Result<()> {
+    let Some((node, pod)) = node_and_pod()? else {
+        return Ok(());
+    };
+    let (flooded, pod_file) = (
+        Namespace(node.0.try_clone()?),
+        Namespace(pod.0.try_clone()?),
+    );
+    node.run(async move |handle| {
+        let mut changes = Box::pin(links::watch()?);
+        let mut links = Links::new(Vec::new());
+        handle
+            .link()
+            .add(LinkBridge::new("leaves").build())
+            .execute()
+            .await?;
+        follow(&mut changes, &mut links, |links| {
+            links.judged().count() == 2 && links.listed()
+        })
+        .await?;
+
+        // This thread reads nothing while another floods the namespace.
+        flooded.run(async move |handle| {
+            for round in 0..150 {
+                handle
+                    .link()
+                    .add(LinkBridge::new(&format!("flood{round}")).build())
+                    .execute()
+                    .await?;
+            }
+            let leaves = index(&handle, "leaves").await?;
+            handle.link().del(leaves).execute().await?;
+            Ok(handle
+                .link()
+                .add(veth_into("last", "eth0", &pod_file))
+                .execute()
+                .await?)
+        })?;
+        assert!(dropped()? > 0, "the flood was too small to prove anything");
+        follow(&mut changes, &mut links, |links| {
+            links.judged().count() == 152
+        })
+        .await?;
+        assert_eq!(taken(&links), ["last"]);
+        assert!(links.judged().all(|(link, _)| link.name != "leaves"));
+        Ok(())
+    })
+}
+
+/// Messages that netlink sockets of this thread's namespace lost.
+fn dropped() -> Result<u64> {
+    let sockets = fs::read_to_string("/proc/thread-self/net/netlink")?;
+    let column = |line: &str| {
+        line.split_whitespace()
+            .nth(8)
+            .and_then(|n| n.parse::<u64>().ok())
+    };
+    Ok(sockets.lines().skip(1).filter_map(column).sum())
+}
