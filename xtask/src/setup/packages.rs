@@ -8,11 +8,7 @@ use super::toolchain;
 use crate::{children, progress::Steps, root};
 
 /// A program that builds or tests call, and the packages it comes with.
-const PROGRAMS: [(&str, &[&str]); 3] = [
-    ("cc", &["gcc", "libc6-dev"]),
-    ("bpftool", &["bpftool"]),
-    ("nft", &["nftables"]),
-];
+const PROGRAMS: [(&str, &[&str]); 2] = [("bpftool", &["bpftool"]), ("nft", &["nftables"])];
 
 /// The packages of those programs that are not here, wherever they would have come from.
 pub fn missing_programs() -> Vec<&'static str> {
