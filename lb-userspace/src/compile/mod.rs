@@ -10,12 +10,14 @@ use std::{
 };
 
 use lb_common::{address::Address, service::FrontendKey};
+use serde::{Deserialize, Serialize};
 
 pub use self::service::service;
 use crate::world::{Family, ObjectKey, Protocol};
 
 /// One port of a service in one address family: what has an index in `SERVICES`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct PortName {
     pub service: ObjectKey,
     /// Name of the port; empty where the service's only port has none.
@@ -41,9 +43,29 @@ impl fmt::Display for PortName {
     }
 }
 
+impl From<PortName> for String {
+    fn from(name: PortName) -> Self {
+        name.to_string()
+    }
+}
+
 /// A text that names no service port.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NotPortName;
+
+impl fmt::Display for NotPortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not the name of a service port")
+    }
+}
+
+impl TryFrom<String> for PortName {
+    type Error = NotPortName;
+
+    fn try_from(text: String) -> Result<Self, NotPortName> {
+        text.parse()
+    }
+}
 
 impl FromStr for PortName {
     type Err = NotPortName;

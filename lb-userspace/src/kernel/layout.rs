@@ -1,0 +1,79 @@
+//! What each table must look like for this version to read and write it.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{MapData, MapType};
+use lb_common::{
+    endpoint::{Bucket, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_ENDPOINTS},
+    flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
+    reason::Reason,
+    service::{
+        Backend, Extent, Frontend, FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS,
+        MAX_SERVICES,
+    },
+};
+
+use super::Pins;
+
+/// The kernel's own description of a table.
+#[derive(Debug, PartialEq)]
+pub struct Layout {
+    pub name: &'static str,
+    kind: MapType,
+    key_size: usize,
+    value_size: usize,
+    entries: usize,
+    flags: u32,
+}
+
+const NO_PREALLOC: u32 = 1;
+const MMAPABLE: u32 = 1 << 10;
+
+/// Every table that outlives the agent.
+pub const TABLES: [Layout; 10] = [
+    table::<FrontendKey, Frontend>("FRONTENDS", MapType::Hash, MAX_FRONTENDS, NO_PREALLOC),
+    table::<u32, Extent>("SERVICES", MapType::Array, MAX_SERVICES, MMAPABLE),
+    table::<u32, Backend>("BACKENDS", MapType::Array, MAX_BACKENDS, MMAPABLE),
+    table::<u32, u32>("LIVE", MapType::Array, MAX_BACKEND_IDS, MMAPABLE),
+    table::<u32, Bucket>("INTERFACES", MapType::Array, INTERFACE_BUCKETS, 0),
+    table::<EndpointKey, Endpoint>("ENDPOINTS", MapType::Hash, MAX_ENDPOINTS, NO_PREALLOC),
+    table::<FlowKey, Flow>("FLOWS", MapType::Hash, MAX_FLOWS, NO_PREALLOC),
+    table::<FlowKey, Flow>("HALF_OPEN", MapType::LruHash, MAX_HALF_OPEN, 0),
+    table::<u32, u64>("COUNTERS", MapType::PerCpuArray, Reason::ALL.len(), 0),
+    table::<u32, u64>("REFUSALS", MapType::Array, 1, 0),
+];
+
+const fn table<K, V>(name: &'static str, kind: MapType, entries: usize, flags: u32) -> Layout {
+    Layout {
+        name,
+        kind,
+        key_size: size_of::<K>(),
+        value_size: size_of::<V>(),
+        entries,
+        flags,
+    }
+}
+
+impl Layout {
+    /// Opens the pinned table; an error where it is another one than this version makes.
+    pub fn open(&self, pins: &Pins) -> Result<MapData> {
+        let path = pins.table(self.name);
+        let map = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+        let info = map
+            .info()
+            .with_context(|| format!("look at {}", path.display()))?;
+        let found = Self {
+            name: self.name,
+            kind: info.map_type()?,
+            key_size: info.key_size() as usize,
+            value_size: info.value_size() as usize,
+            entries: info.max_entries() as usize,
+            flags: info.map_flags(),
+        };
+        ensure!(
+            *self == found,
+            "{} is not this version's: {found:?} instead of {self:?}; `lb cleanup` removes it",
+            path.display(),
+        );
+        Ok(map)
+    }
+}

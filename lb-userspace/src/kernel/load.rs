@@ -1,0 +1,113 @@
+//! Loads the programs, with the tables that are pinned already.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+use lb_common::flow::FlowKey;
+use nix::{
+    mount::{MsFlags, mount},
+    sys::{
+        resource::{RLIM_INFINITY, Resource, setrlimit},
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
+};
+
+use super::{Attach, Hook, Pins, layout};
+
+/// The program that expires flows. It is never attached.
+const EXPIRE: &str = "expire";
+
+/// Lines of the verifier's log that an error shows: the last ones say what it minds.
+const LOG_LINES: usize = 25;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+
+/// The loaded programs.
+pub struct Programs {
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: Pins,
+    pub(super) attach: Attach,
+}
+
+/// Loads the programs beside those that may be attached, and pins the tables that are not there yet.
+///
+/// `log_level` is the most verbose level of `aya_log` that the programs log at; 0 costs nothing.
+pub fn load(pins: Pins, attach: Attach, log_level: u8) -> Result<Programs> {
+    // Up to 5.10 the kernel counts tables against this limit; it can only fail where it is moot.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    mount_bpffs(pins.bpffs())?;
+    fs::create_dir_all(pins.links())
+        .with_context(|| format!("make the directory {}", pins.links().display()))?;
+
+    let mut loader = EbpfLoader::new();
+    loader.override_global(aya_log::LEVEL, &log_level, false);
+    for table in &layout::TABLES {
+        if pins.table(table.name).exists() {
+            table.open(&pins)?;
+        }
+        loader.map_pin_path(table.name, pins.table(table.name));
+    }
+    let mut ebpf = loader.load(OBJECT).context("load the tables")?;
+    for name in Hook::ALL.map(Hook::program).into_iter().chain([EXPIRE]) {
+        program(&mut ebpf, name)?
+            .load()
+            .map_err(|error| refusal(name, error))?;
+    }
+    Ok(Programs { ebpf, pins, attach })
+}
+
+impl Programs {
+    /// The log of the programs. Must be called within a tokio runtime.
+    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).context("open the programs' log")
+    }
+
+    /// Removes those of the flows with these keys that are expired now.
+    pub fn expire(&mut self, keys: &[FlowKey]) -> Result<()> {
+        let program = program(&mut self.ebpf, EXPIRE)?;
+        super::sweep::expire(program, keys)
+    }
+}
+
+pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("there is no program {name}"))?;
+    program
+        .try_into()
+        .with_context(|| format!("{name} is no classifier"))
+}
+
+/// An error that says what the verifier minds.
+fn refusal(name: &str, error: ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return anyhow!(error).context(format!("load {name}"));
+    };
+    let log = verifier_log.to_string();
+    let lines: Vec<_> = log.lines().collect();
+    let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+    anyhow!("the kernel refuses {name}: {io_error}; the verifier's last words:\n{tail}")
+}
+
+fn mount_bpffs(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("make the directory {}", path.display()))?;
+    if statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+        return Ok(());
+    }
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .with_context(|| format!("mount a BPF file system on {}", path.display()))
+}
