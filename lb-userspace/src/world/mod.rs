@@ -142,6 +142,18 @@ pub struct Trouble {
     pub text: String,
 }
 
+impl Trouble {
+    pub fn error(text: String) -> Self {
+        let severity = Severity::Error;
+        Self { severity, text }
+    }
+
+    pub fn ignored(text: String) -> Self {
+        let severity = Severity::Ignored;
+        Self { severity, text }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// Left out on purpose; nothing needs doing.

@@ -1,0 +1,187 @@
+//! The objects of all files, as a list of each kind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    iter,
+};
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+
+use super::parse::{Content, Object};
+use crate::world::{
+    Change, EndpointSlice, Event, Kind, Node, ObjectKey, Pod, Row, Service,
+    endpoint_slice::{self, SERVICE_NAME_LABEL},
+    node, pod, service,
+};
+
+/// How to write what only a cluster's controllers fill in.
+const AS_PRINTED: &str = "write it as `kubectl get -o yaml` prints it";
+
+/// The rows of every kind.
+#[derive(Default, PartialEq, Eq)]
+pub struct Listing {
+    services: BTreeMap<ObjectKey, Row<Service>>,
+    slices: BTreeMap<ObjectKey, Row<EndpointSlice>>,
+    nodes: BTreeMap<ObjectKey, Row<Node>>,
+    pods: BTreeMap<ObjectKey, Row<Pod>>,
+}
+
+impl Listing {
+    /// The rows of what the files hold, for the agent of `own_node`. Of an object that is there
+    /// twice, the first counts.
+    pub fn of<'a>(files: impl Iterator<Item = (&'a str, &'a [Object])>, own_node: &str) -> Self {
+        let mut listing = Self::default();
+        let mut origins = BTreeMap::new();
+        let mut with_selector = Vec::new();
+        for (file, object) in
+            files.flat_map(|(file, objects)| objects.iter().map(move |o| (file, o)))
+        {
+            match origins.entry((object.kind(), &object.key)) {
+                Entry::Vacant(entry) => {
+                    entry.insert(file);
+                    listing.add(object, own_node);
+                    if object.has_selector() {
+                        with_selector.push(&object.key);
+                    }
+                }
+                Entry::Occupied(entry) => {
+                    let first = entry.get();
+                    let problem = format!("is in {first} and again in {file}: the first counts");
+                    if let Some(problems) = listing.problems_of(object) {
+                        problems.push(problem);
+                    }
+                }
+            }
+        }
+        listing.note_missing_slices(&with_selector);
+        listing
+    }
+
+    /// Lists each kind in which anything differs from `before`; all kinds where there is none.
+    pub fn changes_since(&self, before: Option<&Self>) -> Vec<Change> {
+        let Self {
+            services,
+            slices,
+            nodes,
+            pods,
+        } = self;
+        let mut changes = Vec::new();
+        // Backends first, so that a new service has them from the start.
+        if before.is_none_or(|before| before.slices != *slices) {
+            changes.extend(relist(slices).map(Change::EndpointSlice));
+        }
+        if before.is_none_or(|before| before.services != *services) {
+            changes.extend(relist(services).map(Change::Service));
+        }
+        if before.is_none_or(|before| before.nodes != *nodes) {
+            changes.extend(relist(nodes).map(Change::Node));
+        }
+        if before.is_none_or(|before| before.pods != *pods) {
+            changes.extend(relist(pods).map(Change::Pod));
+        }
+        changes
+    }
+
+    pub fn node_names(&self) -> Vec<String> {
+        self.nodes.keys().map(|key| key.name.clone()).collect()
+    }
+
+    fn add(&mut self, object: &Object, own_node: &str) {
+        fn put<R>(rows: &mut BTreeMap<ObjectKey, Row<R>>, object: &Object, row: Row<R>) {
+            let version = object.version.clone();
+            rows.insert(object.key.clone(), Row { version, ..row });
+        }
+        match &object.content {
+            Content::Service(service) => {
+                let mut row = service::reduce(service);
+                row.problems.extend(missing_cluster_ip(service));
+                put(&mut self.services, object, row);
+            }
+            Content::EndpointSlice(slice) => {
+                let mut row = endpoint_slice::reduce(slice);
+                row.problems.extend(missing_service_name(slice));
+                put(&mut self.slices, object, row);
+            }
+            Content::Node(node) => put(&mut self.nodes, object, node::reduce(node)),
+            Content::Pod(pod) => put(&mut self.pods, object, pod::reduce(pod, own_node)),
+        }
+    }
+
+    fn problems_of(&mut self, object: &Object) -> Option<&mut Vec<String>> {
+        fn of<'a, R>(
+            rows: &'a mut BTreeMap<ObjectKey, Row<R>>,
+            key: &ObjectKey,
+        ) -> Option<&'a mut Vec<String>> {
+            rows.get_mut(key).map(|row| &mut row.problems)
+        }
+        match object.kind() {
+            Kind::Service => of(&mut self.services, &object.key),
+            Kind::EndpointSlice => of(&mut self.slices, &object.key),
+            Kind::Node => of(&mut self.nodes, &object.key),
+            Kind::Pod => of(&mut self.pods, &object.key),
+        }
+    }
+
+    /// No controller makes the slices of a Service that selects Pods.
+    fn note_missing_slices(&mut self, with_selector: &[&ObjectKey]) {
+        let slices = self.slices.values().filter_map(|row| row.value.as_ref());
+        let have_slices: BTreeSet<_> = slices.map(|slice| &slice.service).collect();
+        for &key in with_selector {
+            if let Some(row) = self.services.get_mut(key)
+                && row.value.is_some()
+                && !have_slices.contains(key)
+            {
+                row.problems.push(format!(
+                    "has a selector but no EndpointSlice: {AS_PRINTED}, for each of its slices too"
+                ));
+            }
+        }
+    }
+}
+
+impl Object {
+    fn kind(&self) -> Kind {
+        match self.content {
+            Content::Service(_) => Kind::Service,
+            Content::EndpointSlice(_) => Kind::EndpointSlice,
+            Content::Node(_) => Kind::Node,
+            Content::Pod(_) => Kind::Pod,
+        }
+    }
+
+    fn has_selector(&self) -> bool {
+        let Content::Service(service) = &self.content else {
+            return false;
+        };
+        let selector = service
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.selector.as_ref());
+        selector.is_some_and(|selector| !selector.is_empty())
+    }
+}
+
+/// No controller gives a ClusterIP to a Service that lacks one.
+fn missing_cluster_ip(service: &core::Service) -> Option<String> {
+    let spec = service.spec.as_ref();
+    let external = spec.is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"));
+    let cluster_ip = spec.and_then(|spec| spec.cluster_ip.as_deref());
+    (!external && cluster_ip.unwrap_or_default().is_empty())
+        .then(|| format!("has no `spec.clusterIP`: {AS_PRINTED}"))
+}
+
+/// Nothing tells which Service a slice belongs to but its label.
+fn missing_service_name(slice: &discovery::EndpointSlice) -> Option<String> {
+    let labels = slice.metadata.labels.as_ref();
+    let named = labels.is_some_and(|labels| labels.contains_key(SERVICE_NAME_LABEL));
+    (!named).then(|| format!("has no label `{SERVICE_NAME_LABEL}`: {AS_PRINTED}"))
+}
+
+fn relist<R: Clone>(rows: &BTreeMap<ObjectKey, Row<R>>) -> impl Iterator<Item = Event<R>> {
+    let objects = rows
+        .iter()
+        .map(|(key, row)| Event::InitApply(key.clone(), row.clone()));
+    iter::once(Event::Init)
+        .chain(objects)
+        .chain(iter::once(Event::InitDone))
+}
