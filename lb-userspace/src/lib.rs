@@ -1,9 +1,14 @@
 //! The agent: source → world → compile → plan → kernel.
 
+pub mod api;
 pub mod cli;
 pub mod compile;
+pub mod kernel;
 pub mod links;
 pub mod logging;
+pub mod names;
 pub mod plan;
+pub mod render;
+pub mod source;
 pub mod status;
 pub mod world;

@@ -15,12 +15,15 @@ use lb_common::{
     flow::{MAX_FLOWS, MAX_HALF_OPEN},
     service::{
         FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS, MAX_SERVICES, NO_SERVICE,
+        is_live,
     },
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::text::write_services;
 use crate::{
     compile::{BackendKey, PortName},
+    kernel::FlowCounts,
     plan::ServiceTables,
     world::{ObjectKey, Severity, World},
 };
@@ -146,30 +149,43 @@ pub struct Fill {
     pub size: usize,
 }
 
-/// Entries in the tables that are not services'.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OtherTables {
-    pub endpoints: usize,
-    pub flows: usize,
-    pub half_open: usize,
+/// How full the tables are; those of flows only where these have been counted.
+pub fn fills(services: &ServiceTables, endpoints: usize, flows: Option<FlowCounts>) -> Vec<Fill> {
+    let live = services
+        .live
+        .values()
+        .filter(|generation| is_live(**generation))
+        .count();
+    let mut fills = vec![
+        Fill::new("FRONTENDS", services.frontends.len(), MAX_FRONTENDS),
+        Fill::new("SERVICES", services.services.len(), MAX_SERVICES),
+        Fill::new("BACKENDS", services.rows.len(), MAX_BACKENDS),
+        Fill::new("LIVE", live, MAX_BACKEND_IDS),
+        Fill::new("ENDPOINTS", endpoints, MAX_ENDPOINTS),
+    ];
+    if let Some(FlowCounts { two_way, half_open }) = flows {
+        fills.push(Fill::new("FLOWS", two_way, MAX_FLOWS));
+        fills.push(Fill::new("HALF_OPEN", half_open, MAX_HALF_OPEN));
+    }
+    fills
 }
 
-/// How full all tables are.
-pub fn fills(services: &ServiceTables, others: OtherTables) -> Vec<Fill> {
-    let fill = |table: &str, used, size| Fill {
-        table: table.to_owned(),
-        used,
-        size,
-    };
-    vec![
-        fill("FRONTENDS", services.frontends.len(), MAX_FRONTENDS),
-        fill("SERVICES", services.services.len(), MAX_SERVICES),
-        fill("BACKENDS", services.rows.len(), MAX_BACKENDS),
-        fill("LIVE", services.live.len(), MAX_BACKEND_IDS),
-        fill("ENDPOINTS", others.endpoints, MAX_ENDPOINTS),
-        fill("FLOWS", others.flows, MAX_FLOWS),
-        fill("HALF_OPEN", others.half_open, MAX_HALF_OPEN),
-    ]
+impl Fill {
+    fn new(table: &str, used: usize, size: usize) -> Self {
+        Self {
+            table: table.to_owned(),
+            used,
+            size,
+        }
+    }
+}
+
+impl Service {
+    pub fn namespace(&self) -> &str {
+        self.service
+            .split_once('/')
+            .map_or("", |(namespace, _)| namespace)
+    }
 }
 
 /// The services that are in the tables, as far as they have names.
@@ -342,10 +358,11 @@ mod tests {
             problems: vec![],
             tables: fills(
                 &tables(),
-                OtherTables {
-                    flows: 471_859,
-                    ..OtherTables::default()
-                },
+                0,
+                Some(FlowCounts {
+                    two_way: 471_859,
+                    half_open: 0,
+                }),
             ),
             counters: [("no-endpoints".to_owned(), 12)].into(),
         }

@@ -159,16 +159,22 @@ impl Agent {
                 );
                 lines
             }
-            Self::Away { since } => {
-                let since = since
-                    .as_ref()
-                    .map(|since| format!(" since {since}"))
-                    .unwrap_or_default();
+            Self::Away { .. } => {
                 vec![(
                     "agent",
-                    format!("not running{since}; the kernel works with what it left"),
+                    format!("{self}; the kernel works with what it left"),
                 )]
             }
+        }
+    }
+}
+
+impl fmt::Display for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running { pid, .. } => write!(f, "running as pid {pid}"),
+            Self::Away { since: Some(since) } => write!(f, "not running since {since}"),
+            Self::Away { since: None } => f.write_str("not running"),
         }
     }
 }

@@ -1,15 +1,28 @@
 //! The command line.
 
-use std::{env, ffi::OsString, path::PathBuf};
+mod agent;
+mod output;
+mod view;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use std::{env, ffi::OsString, fs, io::ErrorKind, path::PathBuf};
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use glob::Pattern;
+use http::Uri;
 use nix::{
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
     unistd::gethostname,
 };
 
-use crate::logging::Format;
+pub use self::output::Failure;
+use crate::{
+    api,
+    kernel::{self, Pins},
+    logging::Format,
+    names::Names,
+    status::{Agent, Status},
+};
 
 /// A service load balancer for Kubernetes nodes: pods reach ClusterIPs through eBPF programs on
 /// their interfaces.
@@ -118,7 +131,7 @@ pub struct Run {
     /// Reach the apiserver here, with the credentials and the TLS server name that the kubeconfig
     /// or the service account gives; repeatable, tried in turn
     #[arg(long, env = "LB_APISERVER", value_name = "URL", value_delimiter = ',')]
-    pub apiserver: Vec<String>,
+    pub apiserver: Vec<Uri>,
     /// Name of this node's Node object [default: $NODE_NAME, then the lower-cased hostname]
     #[arg(long, env = "LB_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
@@ -219,8 +232,45 @@ pub enum BpfLog {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     Manifests(PathBuf),
-    Kubeconfig(PathBuf),
+    /// `None`: `$KUBECONFIG`, which may name several files.
+    Kubeconfig(Option<PathBuf>),
     InCluster,
+}
+
+/// Does what the command line says.
+pub async fn execute(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Run(run) => agent::run(*run).await,
+        Command::Status(view) => view::status(&view).await,
+        Command::Service { command } => view::service(&command).await,
+        Command::Dump(view) => view::dump(&view).await,
+        Command::Cleanup(places) => cleanup(&places).await,
+    }
+}
+
+/// `lb cleanup`.
+async fn cleanup(places: &Places) -> Result<(), Failure> {
+    let Places { bpffs, socket } = places;
+    if let Some(Status {
+        agent: Agent::Running { pid, .. },
+        ..
+    }) = api::status(socket).await?
+    {
+        return Err(anyhow!("the agent runs as pid {pid}: stop it first").into());
+    }
+    let mut removed = kernel::cleanup(&Pins::below(bpffs)).await?;
+    for file in [socket.clone(), Names::path(socket)] {
+        match fs::remove_file(&file) {
+            Ok(()) => removed.push(file.display().to_string()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(anyhow!("remove {}: {error}", file.display()).into()),
+        }
+    }
+    removed.iter().for_each(|what| eprintln!("removed {what}"));
+    if removed.is_empty() {
+        eprintln!("there was nothing to remove");
+    }
+    Ok(())
 }
 
 impl Run {
@@ -231,7 +281,7 @@ impl Run {
     }
 
     /// The name of this node's Node object.
-    pub fn node_name(&self) -> Result<String, String> {
+    pub fn node_name(&self) -> Result<String> {
         let given = self
             .node_name
             .clone()
@@ -239,8 +289,7 @@ impl Run {
         if let Some(name) = given.filter(|name| !name.is_empty()) {
             return Ok(name);
         }
-        let hostname =
-            gethostname().map_err(|error| format!("cannot ask for the hostname: {error}"))?;
+        let hostname = gethostname().context("ask for the hostname")?;
         Ok(hostname.to_string_lossy().to_lowercase())
     }
 
@@ -250,18 +299,16 @@ impl Run {
     }
 }
 
+/// `kubeconfig` is `$KUBECONFIG`.
 fn choose_source(
     run: &Run,
     kubeconfig: Option<OsString>,
     in_cluster: bool,
 ) -> Result<Source, String> {
-    let kubeconfig = kubeconfig
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from);
     if let Some(directory) = &run.manifests {
         Ok(Source::Manifests(directory.clone()))
-    } else if let Some(file) = run.kubeconfig.clone().or(kubeconfig) {
-        Ok(Source::Kubeconfig(file))
+    } else if run.kubeconfig.is_some() || kubeconfig.is_some_and(|files| !files.is_empty()) {
+        Ok(Source::Kubeconfig(run.kubeconfig.clone()))
     } else if in_cluster {
         Ok(Source::InCluster)
     } else {
@@ -273,21 +320,14 @@ fn choose_source(
     }
 }
 
-/// Ends the process as clap does for wrong usage.
-pub fn usage_error(message: &str) -> ! {
-    Cli::command()
-        .error(ErrorKind::ValueValidation, message)
-        .exit()
-}
-
-/// `name` and `namespace` of a service from the command line, as `(namespace, name)`.
-pub fn service_key(name: &str, namespace: Option<&str>) -> Result<(String, String), String> {
+/// The key of a service from the command line: `NAME` or `NS/NAME`, and the namespace given apart.
+fn service_key(name: &str, namespace: Option<&str>) -> Result<String, String> {
     match (name.split_once('/'), namespace) {
         (Some((given, _)), Some(other)) if given != other => {
             Err(format!("{name} is not in the namespace {other}"))
         }
-        (Some((namespace, name)), _) => Ok((namespace.to_owned(), name.to_owned())),
-        (None, namespace) => Ok((namespace.unwrap_or("default").to_owned(), name.to_owned())),
+        (Some(_), _) => Ok(name.to_owned()),
+        (None, namespace) => Ok(format!("{}/{name}", namespace.unwrap_or("default"))),
     }
 }
 
@@ -315,6 +355,8 @@ fn find_cgroup2() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     fn run(arguments: &[&str]) -> Run {
@@ -364,9 +406,9 @@ mod tests {
         );
         assert_eq!(
             choose(&["--kubeconfig", "k"]),
-            Ok(Source::Kubeconfig("k".into()))
+            Ok(Source::Kubeconfig(Some("k".into())))
         );
-        assert_eq!(choose(&[]), Ok(Source::Kubeconfig("/env".into())));
+        assert_eq!(choose(&[]), Ok(Source::Kubeconfig(None)));
         assert_eq!(choose_source(&run(&[]), None, true), Ok(Source::InCluster));
         assert_eq!(
             choose_source(&run(&[]), Some("".into()), true),
@@ -411,11 +453,10 @@ mod tests {
 
     #[test]
     fn a_service_is_named_in_both_ways() {
-        let key = |namespace: &str, name: &str| Ok((namespace.to_owned(), name.to_owned()));
-        assert_eq!(service_key("a/web", None), key("a", "web"));
-        assert_eq!(service_key("web", Some("a")), key("a", "web"));
-        assert_eq!(service_key("a/web", Some("a")), key("a", "web"));
-        assert_eq!(service_key("web", None), key("default", "web"));
+        assert_eq!(service_key("a/web", None).as_deref(), Ok("a/web"));
+        assert_eq!(service_key("web", Some("a")).as_deref(), Ok("a/web"));
+        assert_eq!(service_key("a/web", Some("a")).as_deref(), Ok("a/web"));
+        assert_eq!(service_key("web", None).as_deref(), Ok("default/web"));
         assert!(service_key("a/web", Some("b")).is_err());
     }
 }
