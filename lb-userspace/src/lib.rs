@@ -9,6 +9,7 @@ pub mod logging;
 pub mod names;
 pub mod plan;
 pub mod render;
+pub mod run;
 pub mod source;
 pub mod status;
 pub mod world;

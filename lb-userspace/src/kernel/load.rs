@@ -1,6 +1,6 @@
 //! Loads the programs, with the tables that are pinned already.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -16,6 +16,8 @@ use nix::{
     },
 };
 
+use tokio::time::interval;
+
 use super::{Attach, Hook, Pins, layout};
 
 /// The program that expires flows. It is never attached.
@@ -23,6 +25,9 @@ const EXPIRE: &str = "expire";
 
 /// Lines of the verifier's log that an error shows: the last ones say what it minds.
 const LOG_LINES: usize = 25;
+
+/// Between looks at the programs' log, which is only written for debugging.
+const LOG_INTERVAL: Duration = Duration::from_millis(100);
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
@@ -61,9 +66,19 @@ pub fn load(pins: Pins, attach: Attach, log_level: u8) -> Result<Programs> {
 }
 
 impl Programs {
-    /// The log of the programs. Must be called within a tokio runtime.
-    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        aya_log::EbpfLogger::init(&mut self.ebpf).context("open the programs' log")
+    /// Writes what the programs log to our own log, from now on. Must be called within a tokio
+    /// runtime.
+    pub fn follow_log(&mut self) -> Result<()> {
+        let mut logger =
+            aya_log::EbpfLogger::init(&mut self.ebpf).context("open the programs' log")?;
+        tokio::spawn(async move {
+            let mut tick = interval(LOG_INTERVAL);
+            loop {
+                tick.tick().await;
+                logger.flush();
+            }
+        });
+        Ok(())
     }
 
     /// Removes those of the flows with these keys that are expired now.

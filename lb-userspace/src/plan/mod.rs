@@ -21,8 +21,10 @@ use lb_common::{
     },
 };
 
-use self::space::Space;
-pub use self::tables::{Op, ServiceTables};
+pub use self::{
+    space::Space,
+    tables::{Op, ServiceTables},
+};
 use crate::{
     compile::{BackendKey, Backends, Desired, Port, PortName},
     world::ObjectKey,
@@ -82,6 +84,8 @@ pub struct Plan {
     /// To be applied in this order, all of them; else start anew from what the tables then hold.
     pub ops: Vec<Op>,
     pub no_room: Vec<NoRoom>,
+    /// Whether some service port has come, gone, or got another service index.
+    pub renamed: bool,
 }
 
 /// What the tables hold, for whom, and what of them is free.
@@ -127,6 +131,7 @@ struct Draft {
     flips: Vec<Op>,
     puts: Vec<Op>,
     no_room: Vec<NoRoom>,
+    renamed: bool,
     /// Frontends that some service no longer wants.
     left: BTreeSet<FrontendKey>,
     /// Services that nobody wants.
@@ -382,6 +387,7 @@ impl Allocations {
 
     /// Leaves what a service had and no longer has.
     fn leave(&mut self, key: &ObjectKey, before: Owned, after: &Owned, draft: &mut Draft) {
+        draft.renamed |= before.ports != after.ports;
         let ports = before
             .ports
             .into_iter()
@@ -403,6 +409,7 @@ impl Allocations {
             flips,
             puts,
             no_room,
+            renamed,
             left,
             gone,
             mut dead,
@@ -459,7 +466,11 @@ impl Allocations {
         for (first, length) in extents {
             self.rows.give(first, length);
         }
-        Plan { ops, no_room }
+        Plan {
+            ops,
+            no_room,
+            renamed,
+        }
     }
 
     fn room_for(&self, keys: impl Iterator<Item = FrontendKey>) -> bool {

@@ -286,14 +286,16 @@ fn start(sizes: Sizes) -> (Allocations, Kernel) {
 fn a_service_appears_changes_and_goes() {
     let (mut allocations, mut kernel) = start(ROOMY);
     let first = one(1, desired(1, &[1], &[(80, backends(&[1, 2], &[]))]));
-    program(&mut allocations, &mut kernel, &first);
+    let first_plan = program(&mut allocations, &mut kernel, &first);
+    assert!(first_plan.renamed);
     assert_eq!(resolved(&kernel.tables), wanted(&first));
     let ids: BTreeMap<_, _> = allocations.backends(1);
 
     let second = one(1, desired(1, &[1], &[(80, backends(&[2, 3], &[1]))]));
-    program(&mut allocations, &mut kernel, &second);
+    let second_plan = program(&mut allocations, &mut kernel, &second);
     assert_eq!(resolved(&kernel.tables), wanted(&second));
     assert_eq!(kernel.tables.services[&1].revision, 2);
+    assert!(!second_plan.renamed);
     for (key, row) in ids {
         assert_eq!(
             allocations.backends(1)[&key],
@@ -520,7 +522,7 @@ fn a_restart_finds_everything_again() {
     ]);
     program(&mut allocations, &mut kernel, &all);
     let (mut restarted, _) = restart(&kernel, ROOMY);
-    assert_eq!(restarted.plan(&all), Plan::default());
+    assert_eq!(restarted.plan(&all).ops, []);
     assert_eq!(restarted.names(), allocations.names());
     check_room(&restarted);
 }
@@ -699,7 +701,7 @@ proptest! {
         program(&mut restarted, &mut kernel, &next);
         prop_assert_eq!(resolved(&kernel.tables), wanted(&next));
         let (mut again, _) = restart(&kernel, ROOMY);
-        prop_assert_eq!(again.plan(&next), Plan::default());
+        prop_assert_eq!(again.plan(&next).ops, []);
     }
 
     #[test]

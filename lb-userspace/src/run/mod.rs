@@ -1,0 +1,402 @@
+//! The agent: one task that owns all state, and does one thing after the other.
+
+mod interfaces;
+mod services;
+mod slots;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    process,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use futures::{StreamExt as _, stream::BoxStream};
+use glob::Pattern;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::block_in_place,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
+
+use self::{interfaces::Interfaces, services::Services};
+use crate::{
+    api::{self, Query},
+    kernel::{self, Attach, FlowCounts, Pins, Programs, Swept, Tables},
+    links::{self, LinkChange},
+    names::Names,
+    plan::{NoRoom, ServiceTables},
+    status::{self, Problem, Status},
+    world::{Change, Dirty, Kind, ObjectKey, World},
+};
+
+/// What the agent is told.
+pub struct Config {
+    /// Name of this node's Node object.
+    pub node: String,
+    /// Where objects come from, in words.
+    pub source: String,
+    /// What the source says.
+    pub changes: BoxStream<'static, Change>,
+    /// Names of the interfaces that lead to pods; none: they are found by what they are.
+    pub pod_interfaces: Vec<Pattern>,
+    pub pins: Pins,
+    /// Path of the unix socket; the file of names is beside it.
+    pub socket: PathBuf,
+    pub attach: Attach,
+    /// Most verbose level that the programs log at, as `aya_log` counts; 0: nothing.
+    pub log_level: u8,
+    pub cgroup_root: Option<PathBuf>,
+}
+
+/// Changes that are taken in at once, if they are there.
+const DRAIN: usize = 4096;
+/// Between signs of life, and looks for addresses that are missing.
+const TICK: Duration = Duration::from_millis(500);
+/// Ticks between two readings of all insides.
+const REREAD: u32 = 20;
+/// Between comparisons of the tables with what was written.
+const AUDIT: Duration = Duration::from_secs(180);
+/// Ticks for which kinds may be awaited without a word.
+const PATIENCE: u32 = 60;
+/// After a failure to write the tables: the first pause, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Runs the agent until it is told to stop. What it put in the kernel stays there and goes on.
+pub async fn run(config: Config) -> Result<()> {
+    let Config {
+        node,
+        source,
+        changes,
+        pod_interfaces,
+        pins,
+        socket,
+        attach,
+        log_level,
+        cgroup_root,
+    } = config;
+    let (ask, mut queries) = mpsc::channel(16);
+    let listener = api::bind(&socket).await?;
+
+    let mut programs = kernel::load(pins.clone(), attach, log_level)?;
+    if log_level > 0 {
+        programs.follow_log()?;
+    }
+    let tables = Tables::open(&pins)?;
+    let interfaces = Interfaces::restore(pod_interfaces, &pins, &tables)?;
+    let (report, mut reports) = mpsc::channel(16);
+    kernel::sweep(&pins, interfaces.slots(), report)?;
+    tokio::spawn(api::serve(listener, ask));
+    let mut agent = Agent {
+        node,
+        source,
+        pins,
+        cgroup_root,
+        names: Names::path(&socket),
+        started: Instant::now(),
+        world: World::default(),
+        services: Services::default(),
+        interfaces,
+        tables,
+        programs,
+        flows: FlowCounts::default(),
+        renamed: true,
+        retry: Retry::default(),
+        waiting: true,
+        ticks: 0,
+    };
+
+    let mut changes = changes.ready_chunks(DRAIN);
+    let mut links = links::watch()?.ready_chunks(DRAIN).boxed();
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let mut tick = interval(TICK);
+    let mut audit = interval(AUDIT);
+    for timer in [&mut tick, &mut audit] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        timer.tick().await;
+    }
+    loop {
+        tokio::select! {
+            Some(changes) = links.next() => agent.apply_links(changes).await,
+            changes = changes.next() => match changes {
+                Some(changes) => agent.apply(changes).await,
+                None => bail!("the source of objects has ended"),
+            },
+            Some(query) = queries.recv() => agent.answer(query),
+            Some(report) = reports.recv() => agent.sweep(report),
+            _ = tick.tick() => agent.tick().await,
+            _ = audit.tick() => agent.audit().await,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        agent.program();
+    }
+    info!("stopping; the programs go on with what the tables say");
+    agent.write_names();
+    Ok(())
+}
+
+/// All that the agent knows and holds.
+struct Agent {
+    node: String,
+    source: String,
+    pins: Pins,
+    cgroup_root: Option<PathBuf>,
+    /// Path of the file of names.
+    names: PathBuf,
+    started: Instant,
+    world: World,
+    services: Services,
+    interfaces: Interfaces,
+    tables: Tables,
+    programs: Programs,
+    flows: FlowCounts,
+    /// Whether the file of names is out of date.
+    renamed: bool,
+    retry: Retry,
+    /// Whether some kind has not been listed yet.
+    waiting: bool,
+    ticks: u32,
+}
+
+impl Agent {
+    async fn apply(&mut self, changes: Vec<Change>) {
+        let mut dirty = Dirty::default();
+        for change in changes {
+            dirty.merge(self.world.apply(change));
+        }
+        let waited = self.waiting;
+        self.waiting = !self.world.synced();
+        if waited && !self.waiting {
+            info!("everything has been listed");
+        }
+        self.services.mark(dirty.services);
+        if dirty.pods || dirty.node || waited {
+            self.interfaces.confirm(&self.world, &self.node);
+            self.interfaces.reread();
+            self.settle().await;
+        }
+    }
+
+    async fn apply_links(&mut self, changes: Vec<LinkChange>) {
+        for change in changes {
+            self.interfaces.apply(change);
+        }
+        self.settle().await;
+    }
+
+    async fn settle(&mut self) {
+        let Self {
+            interfaces,
+            world,
+            node,
+            tables,
+            programs,
+            ..
+        } = self;
+        if let Err(error) = interfaces.settle(world, node, tables, programs).await {
+            error!("cannot keep up with the interfaces, trying again: {error:#}");
+        }
+    }
+
+    /// Programs what is out of date. Nothing is written, and so nothing removed, before everything
+    /// has been listed.
+    fn program(&mut self) {
+        if self.waiting || !self.services.pending() || !self.retry.due() {
+            return;
+        }
+        let Self {
+            services,
+            world,
+            tables,
+            ..
+        } = self;
+        match block_in_place(|| services.program(world, tables)) {
+            Ok(renamed) => {
+                self.renamed |= renamed;
+                self.retry = Retry::default();
+            }
+            Err(error) => {
+                let pause = self.retry.fail();
+                error!("cannot write the tables, trying again in {pause:?}: {error:#}");
+            }
+        }
+    }
+
+    async fn tick(&mut self) {
+        self.ticks += 1;
+        if self.renamed {
+            self.write_names();
+        } else if let Err(error) = Names::touch(&self.names) {
+            warn!("{error:#}");
+            self.renamed = true;
+        }
+        if self.interfaces.wanting() || self.ticks.is_multiple_of(REREAD) {
+            self.interfaces.reread();
+            self.settle().await;
+        } else if self.interfaces.failing() {
+            self.settle().await;
+        }
+        if self.waiting && self.ticks.is_multiple_of(PATIENCE) {
+            let awaited = self.world.waiting_for();
+            let awaited: Vec<_> = awaited.iter().map(ToString::to_string).collect();
+            warn!("still waiting for a list of each: {}", awaited.join(", "));
+        }
+    }
+
+    async fn audit(&mut self) {
+        let Self {
+            services,
+            interfaces,
+            tables,
+            ..
+        } = self;
+        let mut audit = || {
+            services
+                .audit(tables)
+                .and_then(|()| interfaces.audit(tables))
+        };
+        if let Err(error) = block_in_place(&mut audit) {
+            error!("cannot compare the tables with what was written: {error:#}");
+        }
+        self.settle().await;
+    }
+
+    fn sweep(&mut self, report: Swept) {
+        match report {
+            Swept::Expired(keys) => {
+                if let Err(error) = self.programs.expire(&keys) {
+                    error!("cannot expire flows: {error:#}");
+                }
+            }
+            Swept::Pass(flows) => {
+                self.flows = flows;
+                self.interfaces.swept();
+            }
+        }
+    }
+
+    fn write_names(&mut self) {
+        match self.names().write(&self.names) {
+            Ok(()) => self.renamed = false,
+            Err(error) => warn!("{error:#}"),
+        }
+    }
+
+    fn names(&self) -> Names {
+        Names {
+            pid: process::id(),
+            services: self.services.names(),
+        }
+    }
+
+    /// A question whose asker has gone needs no answer.
+    fn answer(&self, query: Query) {
+        let _ = match query {
+            Query::Status(answer) => answer.send(self.status()).map_err(drop),
+            Query::Names(answer) => answer.send(self.names()).map_err(drop),
+        };
+    }
+
+    fn status(&self) -> Status {
+        let nothing = ServiceTables::default();
+        let tables = self.services.tables().unwrap_or(&nothing);
+        let mut services = status::services(tables, &self.services.names());
+        for service in &mut services {
+            let (namespace, name) = service.service.split_once('/').unwrap_or_default();
+            let key = ObjectKey::new(namespace, name);
+            if self.services.reflects(&key) {
+                service.versions = self.world.versions_of(&key);
+            }
+        }
+        Status {
+            agent: self.agent(),
+            tables_at: self.pins.version(),
+            interfaces: self.interfaces.status(self.programs.how().name()),
+            services,
+            problems: self.problems(),
+            tables: status::fills(tables, self.interfaces.endpoints(), Some(self.flows)),
+            counters: self.tables.counters().unwrap_or_else(|error| {
+                error!("{error:#}");
+                BTreeMap::new()
+            }),
+        }
+    }
+
+    fn agent(&self) -> status::Agent {
+        let awaited = self.world.waiting_for();
+        let (awaited, synced): (Vec<_>, Vec<_>) = Kind::ALL
+            .into_iter()
+            .partition(|kind| awaited.contains(kind));
+        let texts = |kinds: Vec<Kind>| kinds.iter().map(ToString::to_string).collect();
+        status::Agent::Running {
+            pid: process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            node: self.node.clone(),
+            source: self.source.clone(),
+            synced: texts(synced),
+            awaited: texts(awaited),
+            cgroup_root: self.cgroup_root.clone(),
+        }
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = status::problems(&self.world);
+        for NoRoom {
+            service,
+            port,
+            full,
+        } in self.services.no_room()
+        {
+            let what = port
+                .as_ref()
+                .map_or("its addresses".to_owned(), ToString::to_string);
+            problems.push(Problem {
+                kind: Kind::Service.to_string(),
+                object: service.to_string(),
+                problem: format!("{full} has no room for {what}; what was there before stays"),
+            });
+        }
+        if self.services.repaired() > 0 {
+            problems.push(Problem {
+                kind: "tables".to_owned(),
+                object: self.pins.version().display().to_string(),
+                problem: format!(
+                    "somebody else changed {} entries, which were mended",
+                    self.services.repaired()
+                ),
+            });
+        }
+        problems
+    }
+}
+
+/// When to try again after failures.
+#[derive(Default)]
+struct Retry {
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Retry {
+    fn due(&self) -> bool {
+        self.not_before
+            .is_none_or(|moment| moment <= Instant::now())
+    }
+
+    /// Notes a failure; says how long to wait.
+    fn fail(&mut self) -> Duration {
+        let (first, longest) = BACKOFF;
+        let pause = first
+            .saturating_mul(1 << self.failures.min(16))
+            .min(longest);
+        self.failures += 1;
+        self.not_before = Some(Instant::now() + pause);
+        pause
+    }
+}
