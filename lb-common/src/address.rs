@@ -3,41 +3,73 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IP address in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
-pub type Address = [u8; 16];
+///
+/// Aligned, so that the kernel's code moves and compares words and not bytes.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    pub bytes: [u8; 16],
+}
+
+impl PartialEq for Address {
+    /// Word by word: the derived comparison comes down to a call that compares bytes in a loop
+    /// when it is compiled for the kernel.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let mut difference = 0;
+        for (one, other) in self
+            .bytes
+            .as_chunks()
+            .0
+            .iter()
+            .zip(other.bytes.as_chunks().0)
+        {
+            difference |= u32::from_ne_bytes(*one) ^ u32::from_ne_bytes(*other);
+        }
+        difference == 0
+    }
+}
 
 /// The address of nothing; no table holds it.
-pub const UNSPECIFIED: Address = [0; 16];
+pub const UNSPECIFIED: Address = Address { bytes: [0; 16] };
 
 /// The source that a pod sees when it reaches itself through a service, IPv4: the dummy address of
 /// RFC 7600, which nothing else on a network uses.
 pub const HAIRPIN_V4: Address = map_v4([192, 0, 0, 8]);
 
 /// The same for IPv6, from the dummy prefix of RFC 9780.
-pub const HAIRPIN_V6: Address = [1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8];
+pub const HAIRPIN_V6: Address = Address {
+    bytes: [1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8],
+};
 
 /// The sixteen bytes of an IPv4 address.
 #[inline(always)]
 pub const fn map_v4([a, b, c, d]: [u8; 4]) -> Address {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    Address {
+        bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d],
+    }
 }
 
 /// The last four bytes: the IPv4 address, where [`is_v4`] holds.
 #[inline(always)]
 pub const fn unmap_v4(address: &Address) -> [u8; 4] {
-    [address[12], address[13], address[14], address[15]]
+    let [.., a, b, c, d] = address.bytes;
+    [a, b, c, d]
 }
 
 /// Whether the address is an IPv4 address.
 #[inline(always)]
 pub const fn is_v4(address: &Address) -> bool {
-    matches!(address, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, ..])
+    let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = address.bytes;
+    u32::from_ne_bytes([a, b, c, d]) | u32::from_ne_bytes([e, f, g, h]) == 0
+        && u32::from_be_bytes([i, j, k, l]) == 0xffff
 }
 
 /// The table form of an address. A v4-mapped IPv6 address is the IPv4 address.
 pub const fn from_ip(ip: IpAddr) -> Address {
     match ip {
         IpAddr::V4(v4) => map_v4(v4.octets()),
-        IpAddr::V6(v6) => v6.octets(),
+        IpAddr::V6(v6) => Address { bytes: v6.octets() },
     }
 }
 
@@ -47,7 +79,7 @@ pub const fn to_ip(address: &Address) -> IpAddr {
         let [a, b, c, d] = unmap_v4(address);
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     } else {
-        IpAddr::V6(Ipv6Addr::from_octets(*address))
+        IpAddr::V6(Ipv6Addr::from_octets(address.bytes))
     }
 }
 

@@ -3,16 +3,16 @@
 use crate::{
     address::{HAIRPIN_V4, HAIRPIN_V6, is_v4},
     conntrack::{Recorded, record},
-    flow::{Direction, Flow},
+    flow::Direction,
     reason::Reason,
     scratch::Scratch,
-    service::{Backend, FrontendKey, NO_SERVICE},
+    service::{Backend, FrontendKey, NO_BACKEND, NO_SERVICE},
     tables::Tables,
 };
 
 /// How many backends, and then how many client ports, are tried for a reply key that is free.
-const BACKENDS_TRIED: u32 = 4;
-const PORTS_TRIED: u32 = 8;
+const BACKENDS_TRIED: u32 = 3;
+const PORTS_TRIED: u32 = 4;
 
 /// A local pod at the other end of a flow.
 #[derive(Clone, Copy, Debug)]
@@ -67,15 +67,11 @@ pub fn direct<T: Tables>(
     peer: Peer,
     now: u64,
 ) -> Opened {
-    let to = scratch.key.tuple;
-    let Peer { interface, mac } = peer;
-    scratch.flow = Flow {
-        to,
-        twin: twin as u8,
-        interface,
-        mac,
-        ..Flow::NONE
-    };
+    let Scratch { key, flow, .. } = scratch;
+    flow.to = key.tuple;
+    flow.twin = twin as u8;
+    (flow.backend, flow.generation) = (NO_BACKEND, 0);
+    (flow.interface, flow.mac) = (peer.interface, peer.mac);
     match record(tables, scratch, now) {
         Recorded::Yes => Opened::Yes,
         // It needs no translation, so it can do without an entry.
@@ -134,9 +130,7 @@ fn choose<T: Tables>(
     source_port: u16,
 ) {
     let Scratch { key, flow, .. } = scratch;
-    *flow = Flow::NONE;
-    flow.backend = backend.id;
-    flow.generation = backend.generation;
+    (flow.backend, flow.generation) = (backend.id, backend.generation);
     flow.to.destination = backend.address;
     flow.to.destination_port = backend.port;
     flow.to.source_port = source_port;
@@ -152,9 +146,10 @@ fn choose<T: Tables>(
     }
     flow.to.source = key.tuple.source;
     flow.twin = Direction::ToPod as u8;
-    if let Some(endpoint) = tables.endpoint(&backend.address) {
-        (flow.interface, flow.mac) = (endpoint.interface, endpoint.mac);
-    }
+    (flow.interface, flow.mac) = match tables.endpoint(&backend.address) {
+        Some(endpoint) => (endpoint.interface, endpoint.mac),
+        None => (Peer::ROUTED.interface, Peer::ROUTED.mac),
+    };
 }
 
 /// A number below `count`, each as likely as the next to one part in 2^32 / `count`.

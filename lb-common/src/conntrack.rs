@@ -183,12 +183,15 @@ pub enum Recorded {
     Full,
 }
 
-/// Records the new flow `scratch.flow` that the packet of `scratch.key` opens.
+/// Records the new flow that the packet of `scratch.key` opens: `scratch.flow`, of which the
+/// caller has decided where it goes.
 #[inline(never)]
 pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch, now: u64) -> Recorded {
-    scratch.flow.last_seen = now;
-    scratch.flow.check = scratch.key.check();
-    scratch.flow.opener = 1;
+    let flow = &mut scratch.flow;
+    flow.last_seen = now;
+    flow.check = scratch.key.check();
+    flow.opener = 1;
+    (flow.answered, flow.fin, flow.twin_fin, flow.reset) = (0, 0, 0, 0);
     scratch.reflect();
     let inserted = match tables.insert(FlowTable::HalfOpen, &scratch.twin_key, &scratch.twin) {
         Ok(()) => true,
@@ -217,9 +220,9 @@ fn adopt<T: Tables>(tables: &T, scratch: &mut Scratch, inserted: bool) {
     if find(tables, scratch).is_none() {
         // Evicted between two looks; this packet goes its own way, the next one opens anew.
         scratch.flow = scratch.twin;
-        scratch.flow.to = scratch.twin_key.tuple.reversed();
+        scratch.flow.to.reverse(&scratch.twin_key.tuple);
     }
-    if inserted && scratch.flow.to.reversed() != scratch.twin_key.tuple {
+    if inserted && !scratch.flow.to.opposes(&scratch.twin_key.tuple) {
         tables.remove(FlowTable::HalfOpen, &scratch.twin_key);
     }
 }

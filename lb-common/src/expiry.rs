@@ -17,10 +17,10 @@ pub const BATCH: usize = 64;
 pub fn expire<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
     let now = tables.now();
     for place in 0..BATCH {
-        let Some(bytes) = packet.load(ETHERNET + place * FlowKey::SIZE) else {
+        let offset = ETHERNET + place * FlowKey::SIZE;
+        if scratch.key.read(packet, offset).is_none() {
             return;
-        };
-        scratch.key.read(&bytes);
+        }
         expire_one(tables, scratch, now);
     }
 }

@@ -1,6 +1,11 @@
 //! Flows: what was decided for a connection, remembered per pod interface and direction.
 
-use crate::{address::Address, headers::TCP, tables::FlowTable};
+use crate::{
+    address::{Address, UNSPECIFIED},
+    headers::TCP,
+    packet::Packet,
+    tables::FlowTable,
+};
 
 /// Two-way flows that fit; a connection takes two entries per pod interface it crosses.
 pub const MAX_FLOWS: usize = 524_288;
@@ -17,7 +22,7 @@ pub enum Direction {
 
 /// Source and destination of a packet.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tuple {
     pub source: Address,
     pub destination: Address,
@@ -30,21 +35,28 @@ pub struct Tuple {
 impl Tuple {
     /// The tuple of nothing.
     pub const NONE: Self = Self {
-        source: [0; 16],
-        destination: [0; 16],
+        source: UNSPECIFIED,
+        destination: UNSPECIFIED,
         source_port: 0,
         destination_port: 0,
     };
 
-    /// The tuple of the packets that go the other way.
+    /// Becomes the tuple of the packets that go the other way than `other`'s.
     #[inline(always)]
-    pub const fn reversed(&self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-        }
+    pub fn reverse(&mut self, other: &Self) {
+        self.source = other.destination;
+        self.destination = other.source;
+        self.source_port = other.destination_port;
+        self.destination_port = other.source_port;
+    }
+
+    /// Whether the packets of the two go opposite ways between the same ends.
+    #[inline(always)]
+    pub fn opposes(&self, other: &Self) -> bool {
+        self.source == other.destination
+            && self.destination == other.source
+            && self.source_port == other.destination_port
+            && self.destination_port == other.source_port
     }
 }
 
@@ -53,7 +65,7 @@ impl Tuple {
 /// The owner keeps the entries of two pods apart: what one may send says nothing of what the other
 /// receives, and a pod that takes over an address does not take over its flows.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowKey {
     pub tuple: Tuple,
     /// Endpoint slot.
@@ -88,9 +100,9 @@ impl FlowKey {
 
     pub const SIZE: usize = size_of::<Self>();
 
-    /// Takes over the key whose memory these bytes are.
+    /// Takes over the key whose bytes stand at `offset` of a packet; `None` past the end.
     #[inline(always)]
-    pub fn read(&mut self, bytes: &[u8; Self::SIZE]) {
+    pub fn read<P: Packet>(&mut self, packet: &P, offset: usize) -> Option<()> {
         let Self {
             tuple,
             owner,
@@ -98,15 +110,14 @@ impl FlowKey {
             direction,
             _pad: _,
         } = self;
-        let (source, rest) = bytes.split_at(16);
-        let (destination, rest) = rest.split_at(16);
-        tuple.source.copy_from_slice(source);
-        tuple.destination.copy_from_slice(destination);
-        tuple.source_port = u16::from_ne_bytes([rest[0], rest[1]]);
-        tuple.destination_port = u16::from_ne_bytes([rest[2], rest[3]]);
-        *owner = u32::from_ne_bytes([rest[4], rest[5], rest[6], rest[7]]);
-        *protocol = rest[8];
-        *direction = rest[9];
+        tuple.source = packet.load_v6_address(offset)?;
+        tuple.destination = packet.load_v6_address(offset + 16)?;
+        let [a, b, c, d] = packet.load(offset + 32)?;
+        tuple.source_port = u16::from_ne_bytes([a, b]);
+        tuple.destination_port = u16::from_ne_bytes([c, d]);
+        *owner = u32::from_ne_bytes(packet.load(offset + 36)?);
+        [*protocol, *direction, _, _] = packet.load(offset + 40)?;
+        Some(())
     }
 
     /// The bytes of the key as they stand in memory.
@@ -119,8 +130,8 @@ impl FlowKey {
             _pad: _,
         } = self;
         let mut bytes = [0; Self::SIZE];
-        bytes[..16].copy_from_slice(&tuple.source);
-        bytes[16..32].copy_from_slice(&tuple.destination);
+        bytes[..16].copy_from_slice(&tuple.source.bytes);
+        bytes[16..32].copy_from_slice(&tuple.destination.bytes);
         bytes[32..34].copy_from_slice(&tuple.source_port.to_ne_bytes());
         bytes[34..36].copy_from_slice(&tuple.destination_port.to_ne_bytes());
         bytes[36..40].copy_from_slice(&owner.to_ne_bytes());

@@ -91,18 +91,19 @@ impl Family for V4 {
 
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, offset: usize, tuple: &mut Tuple) -> Option<Ip> {
-        let header: [u8; 20] = packet.load(offset)?;
-        let words = usize::from(header[0] & 0x0f);
-        if header[0] >> 4 != 4 || words < 5 {
+        let [version_and_words, ..]: [u8; 4] = packet.load(offset)?;
+        let words = usize::from(version_and_words & 0x0f);
+        if version_and_words >> 4 != 4 || words < 5 {
             return None;
         }
-        let flags_and_offset = u16::from_be_bytes([header[6], header[7]]);
-        tuple.source = map_v4([header[12], header[13], header[14], header[15]]);
-        tuple.destination = map_v4([header[16], header[17], header[18], header[19]]);
+        let [_, _, high, low] = packet.load(offset + 4)?;
+        let [_ttl, protocol, ..]: [u8; 4] = packet.load(offset + 8)?;
+        tuple.source = map_v4(packet.load(offset + 12)?);
+        tuple.destination = map_v4(packet.load(offset + 16)?);
         Some(Ip {
-            protocol: header[9],
+            protocol,
             // More fragments, or not the first (RFC 791, 3.1).
-            fragment: flags_and_offset & 0x3fff != 0,
+            fragment: u16::from_be_bytes([high, low]) & 0x3fff != 0,
             payload: offset + words * 4,
         })
     }
@@ -181,35 +182,35 @@ impl Family for V6 {
 
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, offset: usize, tuple: &mut Tuple) -> Option<Ip> {
-        let first: [u8; 8] = packet.load(offset)?;
-        if first[0] >> 4 != 6 {
+        let [version, ..]: [u8; 4] = packet.load(offset)?;
+        if version >> 4 != 6 {
             return None;
         }
-        tuple.source = packet.load(offset + 8)?;
-        tuple.destination = packet.load(offset + 24)?;
+        let [_, _, protocol, _hop_limit] = packet.load(offset + 4)?;
+        tuple.source = packet.load_v6_address(offset + 8)?;
+        tuple.destination = packet.load_v6_address(offset + 24)?;
         let mut ip = Ip {
-            protocol: first[6],
+            protocol,
             fragment: false,
             payload: offset + 40,
         };
         for _ in 0..MAX_EXTENSIONS {
-            let length = match ip.protocol {
-                // Hop-by-hop, routing, destination options, mobility, HIP, shim6: units of eight
-                // bytes, the first not counted (RFC 8200, 4; RFC 6275, 6.1.1; RFC 7045, 4).
-                0 | 43 | 60 | 135 | 139 | 140 => 8 + 8 * extension_length(packet, ip.payload)?,
-                // Authentication: units of four bytes, the first two not counted (RFC 4302, 2.2).
-                51 => 8 + 4 * extension_length(packet, ip.payload)?,
-                44 => {
-                    let fragment: [u8; 8] = packet.load(ip.payload)?;
+            if !is_extension(ip.protocol) {
+                break;
+            }
+            let [next, length, high, low] = packet.load(ip.payload)?;
+            ip.payload += match ip.protocol {
+                FRAGMENT => {
                     // More fragments, or not the first; neither is an atomic one (RFC 6946).
-                    ip.fragment |= u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff9 != 0;
+                    ip.fragment = u16::from_be_bytes([high, low]) & 0xfff9 != 0;
                     8
                 }
-                _ => break,
+                // Units of four bytes, the first two not counted (RFC 4302, 2.2).
+                AUTHENTICATION => 8 + 4 * usize::from(length),
+                // Units of eight bytes, the first not counted (RFC 8200, 4).
+                _ => 8 + 8 * usize::from(length),
             };
-            let [next] = packet.load(ip.payload)?;
             ip.protocol = next;
-            ip.payload += length;
             if ip.fragment {
                 // What follows may be the middle of anything.
                 break;
@@ -233,11 +234,11 @@ impl Family for V6 {
     ) -> Option<Rewritten> {
         let mut change = Difference::NONE;
         if from.0 != to.0 {
-            change = change.and(from.0, to.0);
+            change = change.and(&from.0.bytes, &to.0.bytes);
             packet.store_v6_address(offset + 8, to.0)?;
         }
         if from.1 != to.1 {
-            change = change.and(from.1, to.1);
+            change = change.and(&from.1.bytes, &to.1.bytes);
             packet.store_v6_address(offset + 24, to.1)?;
         }
         Some(Rewritten {
@@ -254,17 +255,26 @@ impl Family for V6 {
             ETHERNET,
             &[0x60, 0, 0, 0, length_high, length_low, ICMPV6, HOP_LIMIT],
         )?;
-        packet.store(ETHERNET + 8, &answered.destination)?;
-        packet.store(ETHERNET + 24, &answered.source)
+        packet.store_v6_address(ETHERNET + 8, &answered.destination)?;
+        packet.store_v6_address(ETHERNET + 24, &answered.source)
     }
 }
 
 /// Hop limit of the packets we make (RFC 1700).
 const HOP_LIMIT: u8 = 64;
 
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+
+/// Whether an IPv6 header says by this number that an extension header follows, and not the
+/// payload: hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP,
+/// shim6 (RFC 7045, 4).
 #[inline(always)]
-fn extension_length<P: Packet>(packet: &P, offset: usize) -> Option<usize> {
-    packet.load(offset + 1).map(|[length]| usize::from(length))
+const fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        0 | 43 | FRAGMENT | AUTHENTICATION | 60 | 135 | 139 | 140
+    )
 }
 
 /// Source and destination port of the TCP or UDP header at `offset`.
@@ -320,10 +330,10 @@ impl Headers {
             headers.kind = Kind::Transport;
             (tuple.source_port, tuple.destination_port) = ports(packet, ip.payload)?;
             if ip.protocol == TCP {
-                [headers.tcp_flags] = packet.load(ip.payload + 13)?;
+                [_, headers.tcp_flags] = packet.load(ip.payload + 12)?;
             }
         } else if ip.protocol == F::ICMP {
-            let [icmp_type] = packet.load(ip.payload)?;
+            let [icmp_type, _code] = packet.load(ip.payload)?;
             if F::is_error(icmp_type) {
                 headers.kind = Kind::Error;
             }

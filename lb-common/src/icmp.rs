@@ -41,13 +41,18 @@ pub fn quoted<F: Family, P: Packet, T: Tables>(
 ) -> Option<Quoted> {
     scratch.outer = scratch.key.tuple;
     let ip = headers.transport + HEADER;
-    let tuple = &mut scratch.key.tuple;
-    let inner = F::parse(packet, ip, tuple)?;
+    let inner = F::parse(packet, ip, &mut scratch.key.tuple)?;
     if inner.fragment || !matches!(inner.protocol, TCP | UDP) {
         return None;
     }
-    (tuple.source_port, tuple.destination_port) = ports(packet, inner.payload)?;
-    *tuple = tuple.reversed();
+    let Tuple {
+        source,
+        destination,
+        source_port,
+        destination_port,
+    } = &mut scratch.key.tuple;
+    (*destination_port, *source_port) = ports(packet, inner.payload)?;
+    core::mem::swap(source, destination);
     scratch.key.protocol = inner.protocol;
     conntrack::find(tables, scratch)?;
     Some(Quoted {
@@ -157,8 +162,8 @@ fn make_unreachable<F: Family, P: Packet>(
     if F::ICMP_COVERS_ADDRESSES {
         let length = ((HEADER + quoted) as u32).to_be_bytes();
         sum = sum
-            .add(&tuple.source)
-            .add(&tuple.destination)
+            .add(&tuple.source.bytes)
+            .add(&tuple.destination.bytes)
             .add(&length)
             .add(&[0, 0, 0, F::ICMP]);
     }

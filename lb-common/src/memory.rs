@@ -35,8 +35,12 @@ impl Packet for Frame {
         Some(())
     }
 
-    fn store_v6_address(&mut self, offset: usize, address: &[u8; 16]) -> Option<()> {
-        self.store(offset, address)
+    fn load_v6_address(&self, offset: usize) -> Option<Address> {
+        self.load(offset).map(|bytes| Address { bytes })
+    }
+
+    fn store_v6_address(&mut self, offset: usize, address: &Address) -> Option<()> {
+        self.store(offset, &address.bytes)
     }
 
     fn fix_transport(&mut self, offset: usize, change: Difference, scope: Scope) -> Option<()> {

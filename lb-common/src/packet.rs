@@ -1,6 +1,6 @@
 //! A packet as the packet path sees it, wherever it runs.
 
-use crate::checksum::Difference;
+use crate::{address::Address, checksum::Difference, reason::Reason};
 
 /// Length of the Ethernet header: where the IP header starts.
 pub const ETHERNET: usize = 14;
@@ -18,12 +18,15 @@ pub trait Packet {
     /// Copies `N` bytes out; `None` past the end.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// Copies an IPv6 address out; `None` past the end.
+    fn load_v6_address(&self, offset: usize) -> Option<Address>;
+
     /// Overwrites `N` bytes whose change some checksum field of the packet makes good.
     fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
 
     /// Overwrites an IPv6 address: no header checksum makes this good, so whatever sums the
     /// kernel keeps of the whole packet follow here.
-    fn store_v6_address(&mut self, offset: usize, address: &[u8; 16]) -> Option<()>;
+    fn store_v6_address(&mut self, offset: usize, address: &Address) -> Option<()>;
 
     /// Corrects the transport checksum at `offset` for changed bytes.
     fn fix_transport(&mut self, offset: usize, change: Difference, scope: Scope) -> Option<()>;
@@ -62,5 +65,5 @@ pub enum Verdict {
     Pass,
     /// Out of the interface with this index.
     Redirect(u32),
-    Drop(crate::reason::Reason),
+    Drop(Reason),
 }

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
 
 use crate::{
+    address::Address,
     endpoint::{Bucket, Endpoint, EndpointKey, Interface},
     flow::{Flow, FlowKey, Tuple},
     service::{Backend, Extent, Frontend, FrontendKey},
@@ -18,6 +19,7 @@ macro_rules! plain_data {
 }
 
 plain_data!(
+    Address,
     FrontendKey,
     Frontend,
     Extent,

@@ -40,12 +40,12 @@ impl Scratch {
             twin,
             outer: _,
         } = self;
-        twin_key.tuple = flow.to.reversed();
+        twin_key.tuple.reverse(&flow.to);
         twin_key.owner = key.owner;
         twin_key.protocol = key.protocol;
         twin_key.direction = flow.twin;
         *twin = *flow;
-        twin.to = key.tuple.reversed();
+        twin.to.reverse(&key.tuple);
         twin.check = twin_key.check();
         twin.twin = key.direction;
         twin.opener = 1 - flow.opener;

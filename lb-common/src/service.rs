@@ -57,7 +57,7 @@ impl FrontendKey {
     #[inline(always)]
     pub fn check(&self) -> u32 {
         let mut digest = u32::from(self.port) << 16 | u32::from(self.protocol);
-        for word in self.address.as_chunks::<4>().0 {
+        for word in self.address.bytes.as_chunks::<4>().0 {
             digest = (digest ^ u32::from_ne_bytes(*word))
                 .wrapping_mul(0x9e37_79b1)
                 .rotate_left(13);
@@ -104,7 +104,7 @@ pub struct Backend {
     pub draining: u32,
     /// Host order.
     pub port: u16,
-    _pad: [u8; 6],
+    _pad: [u8; 2],
 }
 
 impl Backend {
@@ -117,7 +117,7 @@ impl Backend {
             count: 0,
             draining: 0,
             port,
-            _pad: [0; 6],
+            _pad: [0; 2],
         }
     }
 
@@ -130,7 +130,7 @@ impl Backend {
             count,
             draining,
             port: frontend.port,
-            _pad: [0; 6],
+            _pad: [0; 2],
         }
     }
 
@@ -148,4 +148,4 @@ pub const fn is_live(generation: u32) -> bool {
 const _: () = assert!(size_of::<FrontendKey>() == 20);
 const _: () = assert!(size_of::<Frontend>() == 8);
 const _: () = assert!(size_of::<Extent>() == 8);
-const _: () = assert!(size_of::<Backend>() == 40);
+const _: () = assert!(size_of::<Backend>() == 36);

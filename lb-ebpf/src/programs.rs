@@ -15,7 +15,6 @@ use lb_common::{
     expiry,
     packet::Verdict,
     pipeline::{from_pod, to_pod},
-    reason::Reason,
     scratch::Scratch,
 };
 
@@ -63,15 +62,10 @@ fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
         // SAFETY: a helper call without pointers.
         Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as i32 },
         Verdict::Drop(reason) => {
-            log_drop(ctx, reason);
+            debug!(ctx, "dropped for reason {}", reason as u32);
             TC_ACT_SHOT
         }
     }
-}
-
-#[inline(always)]
-fn log_drop(ctx: &TcContext, reason: Reason) {
-    debug!(ctx, "dropped: {}", reason.name());
 }
 
 #[unsafe(link_section = "license")]
