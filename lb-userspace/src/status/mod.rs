@@ -265,7 +265,7 @@ mod tests {
     use super::*;
     use crate::world::{Family, Protocol};
 
-    fn address(text: &str) -> [u8; 16] {
+    fn address(text: &str) -> lb_common::address::Address {
         from_ip(text.parse().expect("an address"))
     }
 
