@@ -126,3 +126,165 @@ fn reduce_ports(object: &discovery::EndpointSlice, problems: &mut Vec<String>) -
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn reduced(mut object: Value) -> Row<EndpointSlice> {
+        let metadata = json!({
+            "name": "web-1",
+            "namespace": "default",
+            "resourceVersion": "7",
+            "labels": {SERVICE_NAME_LABEL: "web"},
+        });
+        for (field, default) in [
+            ("metadata", metadata),
+            ("addressType", json!("IPv4")),
+            ("endpoints", json!([])),
+        ] {
+            let object = object.as_object_mut().expect("an object");
+            object.entry(field).or_insert(default);
+        }
+        reduce(&serde_json::from_value(object).expect("an EndpointSlice"))
+    }
+
+    fn endpoints(row: Row<EndpointSlice>) -> Vec<Endpoint> {
+        row.value.expect("a slice").endpoints
+    }
+
+    #[test]
+    fn a_slice_names_its_service() {
+        let row = reduced(json!({
+            "addressType": "IPv6",
+            "endpoints": [{"addresses": ["fd00::1", "fd00::2"], "nodeName": "n1"}],
+            "ports": [{"name": "", "port": 8080, "protocol": "UDP"}],
+        }));
+        let slice = EndpointSlice {
+            service: ObjectKey::new("default", "web"),
+            family: Family::IPv6,
+            endpoints: vec![Endpoint {
+                address: "fd00::1".parse().expect("an address"),
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: Some("n1".into()),
+            }],
+            ports: vec![SlicePort {
+                name: String::new(),
+                protocol: Protocol::Udp,
+                port: 8080,
+            }],
+        };
+        assert_eq!(row.value, Some(slice));
+        assert_eq!(row.version, "7");
+        assert_eq!(row.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_condition_that_is_not_said_has_its_default() {
+        for (conditions, expected) in [
+            (json!(null), (true, true, false)),
+            (json!({}), (true, true, false)),
+            (json!({"ready": null}), (true, true, false)),
+            (json!({"ready": false}), (false, true, false)),
+            (json!({"serving": false}), (true, false, false)),
+            (
+                json!({"ready": false, "serving": true, "terminating": true}),
+                (false, true, true),
+            ),
+        ] {
+            let row = reduced(json!({
+                "endpoints": [{"addresses": ["10.0.0.1"], "conditions": conditions}],
+            }));
+            let endpoint = &endpoints(row)[0];
+            let is = (endpoint.ready, endpoint.serving, endpoint.terminating);
+            assert_eq!(is, expected, "{conditions}");
+        }
+    }
+
+    #[test]
+    fn bad_addresses_are_named_and_the_others_kept() {
+        let row = reduced(json!({
+            "endpoints": [
+                {"addresses": ["10.0.0.1"]},
+                {"addresses": ["127.0.0.1"]},
+                {"addresses": ["169.254.169.254"]},
+                {"addresses": ["224.0.0.1"]},
+                {"addresses": ["0.0.0.0"]},
+                {"addresses": ["fd00::1"]},
+                {"addresses": ["web.example.org"]},
+                {"addresses": []},
+                {"addresses": ["010.0.0.02"]},
+            ],
+        }));
+        assert_eq!(
+            row.problems,
+            [
+                "endpoint 1: `127.0.0.1` is a loopback address: refused",
+                "endpoint 2: `169.254.169.254` is a link-local address: refused",
+                "endpoint 3: `224.0.0.1` is a multicast address: refused",
+                "endpoint 4: `0.0.0.0` is the unspecified address: refused",
+                "endpoint 5: `fd00::1` is not an IPv4 address",
+                "endpoint 6: `web.example.org` is not an IP address",
+                "endpoint 7: no address",
+            ]
+        );
+        let kept: Vec<_> = endpoints(row)
+            .iter()
+            .map(|e| e.address.to_string())
+            .collect();
+        assert_eq!(kept, ["10.0.0.1", "10.0.0.2"]);
+    }
+
+    #[test]
+    fn ports_without_a_name_or_a_number_are_left_out() {
+        let row = reduced(json!({
+            "ports": [
+                {"port": 1},
+                {"name": "a"},
+                {"name": "a", "port": 0},
+                {"name": "sctp", "port": 2, "protocol": "SCTP"},
+                {"name": "b", "port": 3, "protocol": "QUIC"},
+                {"name": "c", "port": 65536},
+                {"name": "d", "port": 65535},
+            ],
+        }));
+        assert_eq!(
+            row.problems,
+            [
+                "port 3: `QUIC` is not a protocol",
+                "port 65536: not a port number"
+            ]
+        );
+        let names: Vec<_> = row
+            .value
+            .iter()
+            .flat_map(|slice| &slice.ports)
+            .map(|port| port.name.as_str())
+            .collect();
+        assert_eq!(names, ["d"]);
+    }
+
+    #[test]
+    fn a_slice_of_no_service_of_ours_has_no_row() {
+        for (object, problems) in [
+            (json!({"metadata": {"name": "x"}}), vec![]),
+            (
+                json!({"metadata": {"labels": {SERVICE_NAME_LABEL: "web", HEADLESS_LABEL: ""}}}),
+                vec![],
+            ),
+            (json!({"addressType": "FQDN"}), vec![]),
+            (
+                json!({"addressType": "IPX"}),
+                vec!["`IPX` is not an address type"],
+            ),
+        ] {
+            let row = reduced(object.clone());
+            assert_eq!(row.value, None, "{object}");
+            assert_eq!(row.problems, problems, "{object}");
+        }
+    }
+}

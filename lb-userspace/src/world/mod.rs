@@ -9,6 +9,8 @@ pub mod pod;
 mod protocol;
 pub mod service;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,6 +65,10 @@ pub enum Kind {
     EndpointSlice,
     Node,
     Pod,
+}
+
+impl Kind {
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod];
 }
 
 impl fmt::Display for Kind {
@@ -283,9 +289,17 @@ impl World {
         self.services.get(key)
     }
 
-    /// The version of the service's object that [`World::service`] was reduced from.
-    pub fn service_version(&self, key: &ObjectKey) -> Option<&str> {
-        self.services.row(key).map(|row| row.version.as_str())
+    /// The version of each object that a service is compiled from, by kind and name.
+    pub fn versions_of(&self, service: &ObjectKey) -> BTreeMap<String, String> {
+        let slices = self.slices_by_service.get(service).into_iter().flatten();
+        let slices = slices.filter_map(|key| Some((key, &self.slices.row(key)?.version)));
+        let slices = slices.map(|(key, version)| (Kind::EndpointSlice, key, version));
+        let own = self.services.row(service);
+        let own = own.map(|row| (Kind::Service, service, &row.version));
+        own.into_iter()
+            .chain(slices)
+            .map(|(kind, key, version)| (format!("{kind} {key}"), version.clone()))
+            .collect()
     }
 
     /// The slices that name the service, by key, whether or not the service exists.

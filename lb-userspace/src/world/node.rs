@@ -46,3 +46,49 @@ pub fn close_names<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> 
     close.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     close.into_iter().take(MOST).map(|(_, name)| name).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_has_its_internal_and_external_addresses() {
+        let object = json!({
+            "status": {"addresses": [
+                {"type": "InternalIP", "address": "192.168.0.1"},
+                {"type": "InternalIP", "address": "fd00::1"},
+                {"type": "Hostname", "address": "n1"},
+                {"type": "ExternalIP", "address": "n1.example.org"},
+                {"type": "ExternalIP", "address": "203.0.113.1"},
+            ]},
+        });
+        let row = reduce(&serde_json::from_value(object).expect("a Node"));
+        let addresses: Vec<_> = row.value.iter().flat_map(|node| &node.addresses).collect();
+        let expected: [IpAddr; 3] =
+            ["192.168.0.1", "fd00::1", "203.0.113.1"].map(|text| text.parse().expect("an address"));
+        assert_eq!(addresses, expected.each_ref());
+        assert_eq!(
+            row.problems,
+            ["ExternalIP `n1.example.org` is not an IP address"]
+        );
+    }
+
+    #[test]
+    fn close_names_come_first_and_far_ones_not_at_all() {
+        let names = ["worker-1", "worker-10", "worker-2", "control-plane"];
+        let close = close_names("worker-11", names);
+        assert_eq!(close, ["worker-1", "worker-10", "worker-2"]);
+        assert_eq!(close_names("edge", names), Vec::<&str>::new());
+        assert_eq!(close_names("x", []), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn of_many_close_names_the_closest_are_enough() {
+        let names: Vec<_> = (0..100).map(|n| format!("worker-{n}")).collect();
+        let close = close_names("worker-7", names.iter().map(String::as_str));
+        assert_eq!(close.len(), 5);
+        assert_eq!(close[0], "worker-7");
+    }
+}

@@ -51,3 +51,69 @@ fn reduce_ips(object: &core::Pod, problems: &mut Vec<String>) -> Vec<IpAddr> {
         .filter_map(|address| address.map_err(|reason| problems.push(reason)).ok())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn reduced(spec: Value, status: Value) -> Row<Pod> {
+        let object = json!({"spec": spec, "status": status});
+        reduce(&serde_json::from_value(object).expect("a Pod"), "n1")
+    }
+
+    fn spec() -> Value {
+        json!({"nodeName": "n1", "containers": []})
+    }
+
+    #[test]
+    fn a_pod_of_this_node_has_its_addresses() {
+        for (status, expected) in [
+            (json!({"phase": "Pending"}), vec![]),
+            (
+                json!({"phase": "Running", "podIP": "10.0.0.1"}),
+                vec!["10.0.0.1"],
+            ),
+            (
+                json!({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}),
+                vec!["10.0.0.1", "fd00::1"],
+            ),
+        ] {
+            let ips = reduced(spec(), status).value.expect("a pod").ips;
+            let ips: Vec<_> = ips.iter().map(IpAddr::to_string).collect();
+            assert_eq!(ips, expected);
+        }
+    }
+
+    #[test]
+    fn pods_elsewhere_on_the_host_network_or_finished_have_no_row() {
+        let containers = json!([]);
+        let running = json!({"podIP": "10.0.0.1"});
+        for (spec, status) in [
+            (
+                json!({"nodeName": "n2", "containers": containers}),
+                running.clone(),
+            ),
+            (json!({"containers": containers}), running.clone()),
+            (
+                json!({"nodeName": "n1", "hostNetwork": true, "containers": containers}),
+                running,
+            ),
+            (spec(), json!({"phase": "Succeeded", "podIP": "10.0.0.1"})),
+            (spec(), json!({"phase": "Failed", "podIP": "10.0.0.1"})),
+        ] {
+            assert_eq!(reduced(spec, status).value, None);
+        }
+    }
+
+    #[test]
+    fn an_address_of_the_node_itself_is_no_pods() {
+        let row = reduced(
+            spec(),
+            json!({"podIPs": [{"ip": "127.0.0.1"}, {"ip": "10.0.0.1"}]}),
+        );
+        assert_eq!(row.value.expect("a pod").ips.len(), 1);
+        assert_eq!(row.problems, ["`127.0.0.1` is a loopback address: refused"]);
+    }
+}

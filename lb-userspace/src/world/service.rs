@@ -119,3 +119,121 @@ fn describe(port: &ServicePort) -> String {
         format!("port {port}/{protocol} (`{name}`)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn reduced(metadata: Value, spec: Value) -> Row<Service> {
+        let object = json!({"metadata": metadata, "spec": spec});
+        reduce(&serde_json::from_value(object).expect("a Service"))
+    }
+
+    fn port(name: &str, protocol: Protocol, port: u16) -> ServicePort {
+        ServicePort {
+            name: name.into(),
+            protocol,
+            port,
+        }
+    }
+
+    #[test]
+    fn a_dual_stack_service_has_an_address_of_each_family() {
+        let row = reduced(
+            json!({"name": "web", "resourceVersion": "7"}),
+            json!({
+                "clusterIP": "10.96.0.10",
+                "clusterIPs": ["10.96.0.10", "fd00::10"],
+                "ports": [
+                    {"name": "http", "port": 80},
+                    {"name": "dns", "port": 53, "protocol": "UDP"},
+                    {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+                ],
+            }),
+        );
+        let addresses = ["10.96.0.10", "fd00::10"];
+        let service = Service {
+            cluster_ips: addresses
+                .map(|text| text.parse().expect("an address"))
+                .into(),
+            ports: vec![
+                port("http", Protocol::Tcp, 80),
+                port("dns", Protocol::Udp, 53),
+                port("dns-tcp", Protocol::Tcp, 53),
+            ],
+        };
+        assert_eq!(row.value, Some(service));
+        assert_eq!(row.version, "7");
+        assert_eq!(row.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_not_served_here_has_no_row() {
+        for (metadata, spec) in [
+            (json!({}), json!({"clusterIP": "None"})),
+            (json!({}), json!({"clusterIP": ""})),
+            (json!({}), json!({})),
+            (
+                json!({}),
+                json!({"type": "ExternalName", "clusterIP": "10.96.0.1"}),
+            ),
+            (
+                json!({"labels": {PROXY_NAME_LABEL: ""}}),
+                json!({"clusterIP": "10.96.0.1"}),
+            ),
+        ] {
+            let row = reduced(metadata, spec.clone());
+            assert_eq!((row.value, row.problems), (None, Vec::new()), "{spec}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_the_rest_is_kept() {
+        let row = reduced(
+            json!({}),
+            json!({
+                "clusterIP": "10.96.0.1",
+                "clusterIPs": ["10.96.0.1", "10.96.0.2", "fe80::1", "x"],
+                "ports": [
+                    {"name": "a", "port": 80},
+                    {"name": "b", "port": 80},
+                    {"name": "a", "port": 81},
+                    {"name": "c", "port": 0},
+                    {"name": "d", "port": 65536},
+                    {"name": "e", "port": 1, "protocol": "SCTP"},
+                    {"name": "f", "port": 2, "protocol": "tcp"},
+                    {"name": "a", "port": 80, "protocol": "UDP"},
+                ],
+            }),
+        );
+        let service = Service {
+            cluster_ips: vec!["10.96.0.1".parse().expect("an address")],
+            ports: vec![port("a", Protocol::Tcp, 80), port("a", Protocol::Udp, 80)],
+        };
+        assert_eq!(row.value, Some(service));
+        assert_eq!(
+            row.problems,
+            [
+                "ClusterIP 10.96.0.2 is a second IPv4 address",
+                "ClusterIP `fe80::1` is a link-local address: refused",
+                "ClusterIP `x` is not an IP address",
+                "port 80/TCP (`b`) is there twice",
+                "port 81/TCP (`a`) is there twice",
+                "port 0: not a port number",
+                "port 65536: not a port number",
+                "port 1: SCTP is not supported yet",
+                "port 2: `tcp` is not a protocol",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_service_without_a_usable_address_has_no_value() {
+        let row = reduced(json!({}), json!({"clusterIP": "127.0.0.1"}));
+        assert_eq!(row.value, None);
+        let problem = "ClusterIP `127.0.0.1` is a loopback address: refused";
+        assert_eq!(row.problems, [problem]);
+    }
+}

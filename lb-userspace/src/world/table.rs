@@ -130,3 +130,82 @@ fn is_same<R: PartialEq>(was: Option<&Row<R>>, is: Option<&Row<R>>) -> bool {
         (Some(_), None) | (None, Some(_)) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> ObjectKey {
+        ObjectKey::new("default", "a")
+    }
+
+    fn row(value: Option<u8>, version: &str, problems: &[&str]) -> Row<u8> {
+        Row {
+            value,
+            version: version.into(),
+            problems: problems.iter().map(|&text| text.into()).collect(),
+        }
+    }
+
+    fn changed(was: Option<u8>) -> Vec<Changed<u8>> {
+        vec![Changed { key: key(), was }]
+    }
+
+    #[test]
+    fn a_version_alone_is_no_change() {
+        let mut table = Table::default();
+        assert_eq!(
+            table.apply(Event::Apply(key(), row(Some(1), "1", &[]))),
+            changed(None)
+        );
+        assert_eq!(table.apply(Event::Apply(key(), row(Some(1), "2", &[]))), []);
+        assert_eq!(table.row(&key()).map(|row| row.version.as_str()), Some("2"));
+        assert_eq!(
+            table.apply(Event::Apply(key(), row(Some(2), "3", &[]))),
+            changed(Some(1))
+        );
+        assert_eq!(
+            table.apply(Event::Apply(key(), row(Some(2), "4", &["x"]))),
+            changed(Some(2))
+        );
+    }
+
+    #[test]
+    fn a_row_of_nothing_is_no_row() {
+        let mut table = Table::default();
+        assert_eq!(table.apply(Event::Apply(key(), row(None, "1", &[]))), []);
+        assert_eq!(table.rows().count(), 0);
+        table.apply(Event::Apply(key(), row(Some(1), "2", &[])));
+        assert_eq!(
+            table.apply(Event::Apply(key(), row(None, "3", &[]))),
+            changed(Some(1))
+        );
+        assert_eq!(table.apply(Event::Delete(key())), []);
+        assert_eq!(table.rows().count(), 0);
+    }
+
+    #[test]
+    fn a_list_counts_when_it_is_complete() {
+        let mut table = Table::default();
+        table.apply(Event::Apply(key(), row(Some(1), "1", &[])));
+        assert_eq!(table.apply(Event::Init), []);
+        assert_eq!(table.get(&key()), Some(&1));
+        assert!(!table.synced());
+        assert_eq!(table.apply(Event::InitDone), changed(Some(1)));
+        assert_eq!(table.get(&key()), None);
+        assert!(table.synced());
+    }
+
+    #[test]
+    fn the_end_of_a_list_that_never_began_is_nothing() {
+        let mut table = Table::default();
+        table.apply(Event::Apply(key(), row(Some(1), "1", &[])));
+        assert_eq!(
+            table.apply(Event::InitApply(key(), row(Some(2), "2", &[]))),
+            []
+        );
+        assert_eq!(table.apply(Event::InitDone), []);
+        assert_eq!(table.get(&key()), Some(&1));
+        assert!(!table.synced());
+    }
+}

@@ -1,0 +1,377 @@
+//! The world after any history is the world of the last list, and nothing changes unannounced.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// All objects of all kinds at one time.
+#[derive(Clone, Debug, Default)]
+struct State {
+    services: BTreeMap<ObjectKey, Row<Service>>,
+    slices: BTreeMap<ObjectKey, Row<EndpointSlice>>,
+    nodes: BTreeMap<ObjectKey, Row<Node>>,
+    pods: BTreeMap<ObjectKey, Row<Pod>>,
+}
+
+/// How a source tells that one state has become another.
+#[derive(Clone, Copy, Debug)]
+enum Expander {
+    /// Lists of everything.
+    Relist,
+    /// What differs, one object at a time, in any order.
+    Deltas,
+    /// The same, each object told three times.
+    RepeatedDeltas,
+    /// Every object deleted and made again.
+    Recreated,
+    /// A list of the state before that breaks off, then a whole one.
+    BrokenList,
+    /// A delta in the middle of a list that was made after it.
+    DeltasWhileListing,
+}
+
+impl Expander {
+    fn expand(self, before: &State, after: &State, order: &[u8]) -> Vec<Change> {
+        macro_rules! every_kind {
+            ($events:expr) => {
+                [
+                    shuffled(
+                        $events(&before.services, &after.services),
+                        order,
+                        Change::Service,
+                    ),
+                    shuffled(
+                        $events(&before.slices, &after.slices),
+                        order,
+                        Change::EndpointSlice,
+                    ),
+                    shuffled($events(&before.nodes, &after.nodes), order, Change::Node),
+                    shuffled($events(&before.pods, &after.pods), order, Change::Pod),
+                ]
+                .concat()
+            };
+        }
+        match self {
+            Self::Relist => every_kind!(relist),
+            Self::Deltas => every_kind!(deltas),
+            Self::RepeatedDeltas => every_kind!(repeated_deltas),
+            Self::Recreated => every_kind!(recreated),
+            Self::BrokenList => every_kind!(broken_list),
+            Self::DeltasWhileListing => every_kind!(deltas_while_listing),
+        }
+    }
+}
+
+type Rows<R> = BTreeMap<ObjectKey, Row<R>>;
+/// Runs of events; the order inside of a run is free.
+type Runs<R> = Vec<Vec<Event<R>>>;
+
+fn shuffled<R>(runs: Runs<R>, order: &[u8], change: fn(Event<R>) -> Change) -> Vec<Change> {
+    let mut order = order.iter().cycle();
+    let mut changes = Vec::new();
+    for run in runs {
+        let mut run: Vec<_> = run.into_iter().map(|event| (order.next(), event)).collect();
+        run.sort_by_key(|(position, _)| *position);
+        changes.extend(run.into_iter().map(|(_, event)| change(event)));
+    }
+    changes
+}
+
+fn items<R: Clone>(rows: &Rows<R>) -> Vec<Event<R>> {
+    rows.iter()
+        .map(|(key, row)| Event::InitApply(key.clone(), row.clone()))
+        .collect()
+}
+
+fn relist<R: Clone>(_: &Rows<R>, after: &Rows<R>) -> Runs<R> {
+    vec![vec![Event::Init], items(after), vec![Event::InitDone]]
+}
+
+fn deltas<R: Clone + PartialEq>(before: &Rows<R>, after: &Rows<R>) -> Runs<R> {
+    let gone = before.keys().filter(|key| !after.contains_key(*key));
+    let changed = after
+        .iter()
+        .filter(|(key, row)| before.get(*key) != Some(row));
+    vec![
+        gone.map(|key| Event::Delete(key.clone()))
+            .chain(changed.map(|(key, row)| Event::Apply(key.clone(), row.clone())))
+            .collect(),
+    ]
+}
+
+fn repeated_deltas<R: Clone + PartialEq>(before: &Rows<R>, after: &Rows<R>) -> Runs<R> {
+    vec![deltas(before, after).concat(); 3]
+}
+
+fn recreated<R: Clone>(before: &Rows<R>, after: &Rows<R>) -> Runs<R> {
+    let all = before
+        .keys()
+        .map(|key| Event::Delete(key.clone()))
+        .collect();
+    let new = after
+        .iter()
+        .map(|(key, row)| Event::Apply(key.clone(), row.clone()));
+    vec![all, new.collect()]
+}
+
+fn broken_list<R: Clone>(before: &Rows<R>, after: &Rows<R>) -> Runs<R> {
+    let mut runs = vec![vec![Event::Init], items(before)];
+    runs.extend(relist(before, after));
+    runs
+}
+
+fn deltas_while_listing<R: Clone + PartialEq>(before: &Rows<R>, after: &Rows<R>) -> Runs<R> {
+    let mut runs = vec![vec![Event::Init]];
+    runs.extend(deltas(before, after));
+    runs.extend([items(after), vec![Event::InitDone]]);
+    runs
+}
+
+fn key(prefix: &'static str, most: u8) -> impl Strategy<Value = ObjectKey> {
+    (0..most).prop_map(move |n| ObjectKey::new("default", format!("{prefix}{n}")))
+}
+
+fn rows<R: fmt::Debug + Clone + 'static>(
+    prefix: &'static str,
+    value: impl Strategy<Value = R> + 'static,
+) -> impl Strategy<Value = Rows<R>> {
+    let row = (
+        prop::option::weighted(0.9, value),
+        any::<u8>(),
+        prop::option::weighted(0.1, Just("broken".to_owned())),
+    );
+    let row = row.prop_map(|(value, version, problem)| Row {
+        value,
+        version: version.to_string(),
+        problems: problem.into_iter().collect(),
+    });
+    prop::collection::btree_map(key(prefix, 4), row, 0..5)
+}
+
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "fd00::1"])
+        .prop_map(|text| text.parse().expect("an address"))
+}
+
+fn state() -> impl Strategy<Value = State> {
+    let service = prop::collection::btree_set(address(), 0..3).prop_map(|addresses| Service {
+        cluster_ips: addresses.into_iter().collect(),
+        ports: Vec::new(),
+    });
+    let slice = (key("service", 4), address(), any::<bool>());
+    let slice = slice.prop_map(|(service, address, ready)| EndpointSlice {
+        service,
+        family: Family::of(address),
+        endpoints: vec![Endpoint {
+            address,
+            ready,
+            serving: true,
+            terminating: false,
+            node: None,
+        }],
+        ports: Vec::new(),
+    });
+    let addresses = || prop::collection::vec(address(), 0..2);
+    let node = addresses().prop_map(|addresses| Node { addresses });
+    let pod = addresses().prop_map(|ips| Pod { ips });
+    (
+        rows("service", service),
+        rows("slice", slice),
+        rows("node", node),
+        rows("pod", pod),
+    )
+        .prop_map(|(services, slices, nodes, pods)| State {
+            services,
+            slices,
+            nodes,
+            pods,
+        })
+}
+
+fn expander() -> impl Strategy<Value = Expander> {
+    prop::sample::select(vec![
+        Expander::Relist,
+        Expander::Deltas,
+        Expander::RepeatedDeltas,
+        Expander::Recreated,
+        Expander::BrokenList,
+        Expander::DeltasWhileListing,
+    ])
+}
+
+/// A state after another, and how it is told.
+fn history() -> impl Strategy<Value = Vec<(State, Expander, Vec<u8>)>> {
+    let step = (
+        state(),
+        expander(),
+        prop::collection::vec(any::<u8>(), 1..24),
+    );
+    prop::collection::vec(step, 1..6)
+}
+
+fn listed(state: &State) -> World {
+    let mut world = World::default();
+    for change in Expander::Relist.expand(&State::default(), state, &[0]) {
+        world.apply(change);
+    }
+    world
+}
+
+/// All that compiling a service depends on.
+fn view(world: &World, key: &ObjectKey) -> impl PartialEq + fmt::Debug + use<> {
+    let service = world.service(key).cloned();
+    let owners: Vec<_> = service
+        .iter()
+        .flat_map(|service| &service.cluster_ips)
+        .map(|&address| world.owner_of(address).cloned())
+        .collect();
+    let slices: Vec<_> = world
+        .slices_of(key)
+        .map(|(key, slice)| (key.clone(), slice.clone()))
+        .collect();
+    (service, owners, slices)
+}
+
+/// Whether only versions differ.
+fn same<R: PartialEq>(one: &Table<R>, other: &Table<R>) -> bool {
+    fn content<R: PartialEq>(
+        table: &Table<R>,
+    ) -> impl Iterator<Item = (&ObjectKey, &Option<R>, &[String])> {
+        table
+            .rows()
+            .map(|(key, row)| (key, &row.value, row.problems.as_slice()))
+    }
+    content(one).eq(content(other))
+}
+
+proptest! {
+    #[test]
+    fn every_history_ends_in_the_world_of_the_last_list(history in history()) {
+        let mut world = listed(&State::default());
+        let mut before = State::default();
+        for (after, expander, order) in &history {
+            for change in expander.expand(&before, after, order) {
+                world.apply(change);
+            }
+            prop_assert_eq!(&world, &listed(after), "{:?}", expander);
+            before = after.clone();
+        }
+    }
+
+    #[test]
+    fn nothing_changes_that_is_not_dirty(history in history()) {
+        let keys: Vec<_> = (0..4).map(|n| ObjectKey::new("default", format!("service{n}"))).collect();
+        let mut world = World::default();
+        let mut before = State::default();
+        for (after, expander, order) in &history {
+            for change in expander.expand(&before, after, order) {
+                let was = world.clone();
+                let dirty = world.apply(change.clone());
+                for key in &keys {
+                    prop_assert!(
+                        dirty.services.contains(key) || view(&was, key) == view(&world, key),
+                        "{} after {:?}", key, change
+                    );
+                }
+                prop_assert!(dirty.node || same(&was.nodes, &world.nodes));
+                prop_assert!(dirty.pods || same(&was.pods, &world.pods));
+            }
+            before = after.clone();
+        }
+    }
+
+    #[test]
+    fn telling_the_same_again_makes_nothing_dirty(state in state(), order in prop::collection::vec(any::<u8>(), 1..24)) {
+        let mut world = listed(&state);
+        for expander in [Expander::Relist, Expander::Deltas, Expander::BrokenList] {
+            for change in expander.expand(&state, &state, &order) {
+                prop_assert_eq!(world.apply(change), Dirty::default());
+            }
+        }
+    }
+}
+
+fn service_with(address: &str) -> Row<Service> {
+    Row {
+        value: Some(Service {
+            cluster_ips: vec![address.parse().expect("an address")],
+            ports: Vec::new(),
+        }),
+        version: "1".into(),
+        problems: Vec::new(),
+    }
+}
+
+fn services(names: &[&str]) -> BTreeSet<ObjectKey> {
+    names
+        .iter()
+        .map(|name| ObjectKey::new("default", *name))
+        .collect()
+}
+
+#[test]
+fn the_least_key_owns_a_cluster_ip_that_several_claim() {
+    let mut world = World::default();
+    let address = "10.0.0.1".parse().expect("an address");
+    let [a, b] = ["a", "b"].map(|name| ObjectKey::new("default", name));
+
+    let apply_b = Change::Service(Event::Apply(b.clone(), service_with("10.0.0.1")));
+    assert_eq!(world.apply(apply_b).services, services(&["b"]));
+    assert_eq!(world.owner_of(address), Some(&b));
+    assert_eq!(world.problems().count(), 0);
+
+    let apply_a = Change::Service(Event::Apply(a.clone(), service_with("10.0.0.1")));
+    assert_eq!(world.apply(apply_a).services, services(&["a", "b"]));
+    assert_eq!(world.owner_of(address), Some(&a));
+    let problem = Problem {
+        kind: Kind::Service,
+        key: b.clone(),
+        text: "ClusterIP 10.0.0.1 belongs to default/a".into(),
+    };
+    assert_eq!(world.problems().collect::<Vec<_>>(), [problem]);
+
+    let delete_a = Change::Service(Event::Delete(a));
+    assert_eq!(world.apply(delete_a).services, services(&["a", "b"]));
+    assert_eq!(world.owner_of(address), Some(&b));
+    assert_eq!(world.problems().count(), 0);
+}
+
+#[test]
+fn every_kind_is_awaited() {
+    let mut world = World::default();
+    let all = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
+    assert_eq!(world.waiting_for(), all);
+    world.apply(Change::Service(Event::Init));
+    world.apply(Change::Service(Event::InitDone));
+    world.apply(Change::Pod(Event::Init));
+    assert_eq!(
+        world.waiting_for(),
+        [Kind::EndpointSlice, Kind::Node, Kind::Pod]
+    );
+    for change in Expander::Relist.expand(&State::default(), &State::default(), &[0]) {
+        assert!(!world.synced());
+        world.apply(change);
+    }
+    assert!(world.synced());
+    world.apply(Change::Pod(Event::Init));
+    assert!(world.synced(), "what was listed once stays in force");
+}
+
+#[test]
+fn a_source_takes_back_its_troubles() {
+    let mut world = World::default();
+    let trouble = |troubles| {
+        Change::Trouble(SourceTrouble {
+            subject: "web.yaml".into(),
+            troubles,
+        })
+    };
+    let broken = Trouble::error("line 3".into());
+    assert!(world.apply(trouble(vec![broken.clone()])).is_empty());
+    assert_eq!(
+        world.troubles().collect::<Vec<_>>(),
+        [("web.yaml", &broken)]
+    );
+    world.apply(trouble(Vec::new()));
+    assert_eq!(world.troubles().count(), 0);
+}
