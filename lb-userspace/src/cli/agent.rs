@@ -1,38 +1,50 @@
 //! `lb run`.
 
-use std::pin::Pin;
+use std::{future, pin::Pin, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Error, Result, anyhow};
 use futures::Stream;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-};
-use tracing::info;
+use tracing::debug;
 
-use super::{Failure, Run, Source};
+use super::{Attach, Failure, Run, Source};
 use crate::{
-    api, logging,
+    kernel::{self, Pins},
+    logging,
+    run::{self, Config},
     source::{apiserver::ApiServer, manifests::Manifests},
-    world::Change,
+    world::{Change, close_names},
 };
+
+/// Between two attempts to learn the names of all nodes.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Runs the agent until a signal ends it. What is attached stays attached.
 pub async fn run(run: Run) -> Result<(), Failure> {
     logging::init(run.log_format);
     let source = run.source().map_err(Failure::Usage)?;
     let node = run.node_name()?;
-    let mut stop = Stop::new()?;
-    let listener = api::bind(&run.places.socket).await?;
-    let (queries, asked) = mpsc::channel(16);
-    tokio::spawn(api::serve(listener, queries));
-    let objects = Objects::open(source, &run).await?;
-    let changes = objects.changes(&node);
-    drop((changes, asked));
+    let cgroup_root = run.cgroup_root();
+    let objects = Objects::open(&source, &run).await?;
+    let config = Config {
+        node: node.clone(),
+        source: source.to_string(),
+        changes: objects.changes(&node),
+        pod_interfaces: run.pod_interface,
+        pins: Pins::below(&run.places.bpffs),
+        socket: run.places.socket,
+        attach: match run.attach {
+            Attach::Auto => kernel::Attach::best(),
+            Attach::Tcx => kernel::Attach::Tcx,
+            Attach::Clsact => kernel::Attach::Clsact,
+        },
+        // In the order of `aya_log::Level`.
+        log_level: run.bpf_log as u8,
+        cgroup_root,
+    };
     tokio::select! {
-        signal = stop.asked() => info!("{signal}: the agent ends, its programs stay at work"),
+        ended = run::run(config) => Ok(ended?),
+        unknown = objects.unknown(&node) => Err(unknown.into()),
     }
-    Ok(())
 }
 
 /// The source of objects, opened.
@@ -42,14 +54,14 @@ enum Objects {
 }
 
 impl Objects {
-    async fn open(source: Source, run: &Run) -> Result<Self> {
+    async fn open(source: &Source, run: &Run) -> Result<Self> {
+        let addresses = &run.apiserver;
         Ok(match source {
             Source::Manifests(directory) => Self::Manifests(Manifests::open(directory)?),
             Source::Kubeconfig(file) => {
-                let server = ApiServer::from_kubeconfig(file.as_deref(), &run.apiserver);
-                Self::ApiServer(server.await?)
+                Self::ApiServer(ApiServer::from_kubeconfig(file.as_deref(), addresses).await?)
             }
-            Source::InCluster => Self::ApiServer(ApiServer::in_cluster(&run.apiserver)?),
+            Source::InCluster => Self::ApiServer(ApiServer::in_cluster(addresses)?),
         })
     }
 
@@ -59,28 +71,56 @@ impl Objects {
             Self::ApiServer(server) => Box::pin(server.changes(node)),
         }
     }
-}
 
-/// The signals that end the agent.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context("listen for signals");
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
+    /// Returns once all nodes are known and this one is not among them, which is nothing to wait
+    /// for: most likely the name is wrong.
+    async fn unknown(&self, node: &str) -> Error {
+        loop {
+            match self.node_names().await {
+                Ok(names) if names.iter().any(|name| name == node) => {
+                    return future::pending().await;
+                }
+                Ok(names) => return no_node(node, &names),
+                Err(error) => debug!("cannot check the node's name yet: {error:#}"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
-    /// Waits for one and returns its name.
-    async fn asked(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+    async fn node_names(&self) -> Result<Vec<String>> {
+        match self {
+            Self::Manifests(manifests) => Ok(manifests.node_names()),
+            Self::ApiServer(server) => server.node_names().await,
         }
+    }
+}
+
+fn no_node(node: &str, names: &[String]) -> Error {
+    let close = close_names(node, names.iter().map(String::as_str));
+    let hint = if close.is_empty() {
+        format!("none of the {} Nodes has a name like it", names.len())
+    } else {
+        format!("close names are {}", close.join(", "))
+    };
+    anyhow!("there is no Node {node}: {hint}; --node-name says which one this is")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_node_name_lists_the_close_ones() {
+        let names = ["worker-1", "worker-2", "control-plane"].map(str::to_owned);
+        assert_eq!(
+            no_node("worker1", &names).to_string(),
+            "there is no Node worker1: close names are worker-1, worker-2; \
+             --node-name says which one this is"
+        );
+        assert_eq!(
+            no_node("xyz", &names).to_string(),
+            "there is no Node xyz: none of the 3 Nodes has a name like it; \
+             --node-name says which one this is"
+        );
     }
 }

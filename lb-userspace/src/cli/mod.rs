@@ -4,7 +4,7 @@ mod agent;
 mod output;
 mod view;
 
-use std::{env, ffi::OsString, fs, io::ErrorKind, path::PathBuf};
+use std::{env, ffi::OsString, fmt, fs, io::ErrorKind, path::PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -273,6 +273,18 @@ async fn cleanup(places: &Places) -> Result<(), Failure> {
     Ok(())
 }
 
+/// For a person to read.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manifests(directory) => write!(f, "manifests in {}", directory.display()),
+            Self::Kubeconfig(Some(file)) => write!(f, "the cluster of {}", file.display()),
+            Self::Kubeconfig(None) => f.write_str("the cluster of $KUBECONFIG"),
+            Self::InCluster => f.write_str("the cluster that the agent runs in"),
+        }
+    }
+}
+
 impl Run {
     /// Where objects come from; an error in words where that is not said.
     pub fn source(&self) -> Result<Source, String> {
@@ -342,15 +354,17 @@ fn cgroup2(path: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The mount of cgroup v2, which a hybrid hierarchy has below the mounts of v1.
+/// The mount of cgroup v2, which a hybrid hierarchy has below the mounts of v1. Of several, the one
+/// nearest to the root: the others are other people's copies.
 fn find_cgroup2() -> Option<PathBuf> {
     let mounts = procfs::process::Process::myself()
         .and_then(|me| me.mountinfo())
         .ok()?;
     mounts
         .into_iter()
-        .find(|mount| mount.fs_type == "cgroup2")
+        .filter(|mount| mount.fs_type == "cgroup2")
         .map(|mount| mount.mount_point)
+        .min_by_key(|path| path.components().count())
 }
 
 #[cfg(test)]
