@@ -66,25 +66,25 @@ impl Programs {
             let pin = self.pins.link(index, hook);
             let program = program(&mut self.ebpf, hook.program())?;
             match self.attach {
-                Attach::Tcx => {
-                    attach_tcx(program, name, hook, &pin)?;
-                    clsact::remove_filter(name, hook)?;
-                }
+                Attach::Tcx => attach_tcx(program, name, hook, &pin)?,
                 Attach::Clsact => {
                     attach_clsact(program, index, name, hook).await?;
                     unpin(&pin)?;
                 }
             }
         }
+        if self.attach == Attach::Tcx {
+            clsact::remove(index, name).await?;
+        }
         Ok(())
     }
 
     /// Detaches the programs from an interface that leads to no pod.
-    pub fn detach(&mut self, index: u32, name: &str) -> Result<()> {
+    pub async fn detach(&mut self, index: u32, name: &str) -> Result<()> {
         for hook in Hook::ALL {
             unpin(&self.pins.link(index, hook))?;
-            clsact::remove_filter(name, hook)?;
         }
+        clsact::remove(index, name).await?;
         Ok(())
     }
 

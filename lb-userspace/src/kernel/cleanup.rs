@@ -5,7 +5,7 @@ use std::{fs, io};
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nameindex;
 
-use super::{Hook, Pins, clsact};
+use super::{Pins, clsact};
 
 /// Detaches all programs from the interfaces of this network namespace and removes all pins. Says
 /// what it removed, in words.
@@ -13,16 +13,7 @@ pub async fn cleanup(pins: &Pins) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for interface in &if_nameindex().context("list the interfaces")? {
         let name = interface.name().to_string_lossy().into_owned();
-        let mut filters = 0;
-        for hook in Hook::ALL {
-            filters += usize::from(clsact::remove_filter(&name, hook)?);
-        }
-        if filters > 0 {
-            removed.push(format!("{filters} filters of {name}"));
-            if clsact::remove_empty_qdisc(interface.index()).await? {
-                removed.push(format!("the clsact qdisc of {name}"));
-            }
-        }
+        removed.extend(clsact::remove(interface.index(), &name).await?);
     }
     let root = pins.root();
     match fs::remove_dir_all(&root) {

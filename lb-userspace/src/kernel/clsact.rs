@@ -21,17 +21,32 @@ pub async fn ensure_qdisc(index: u32, name: &str) -> Result<()> {
     }
 }
 
+/// Removes our filters, and the qdisc with them unless others have filters there. Says what it
+/// removed, in words.
+pub async fn remove(index: u32, name: &str) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for hook in Hook::ALL {
+        if remove_filter(name, hook)? {
+            removed.push(format!("the filter {} of {name}", hook.program()));
+        }
+    }
+    if !removed.is_empty() && remove_empty_qdisc(index).await? {
+        removed.push(format!("the clsact qdisc of {name}"));
+    }
+    Ok(removed)
+}
+
 /// Removes our filter, if it is there; says whether it was.
-pub fn remove_filter(name: &str, hook: Hook) -> Result<bool> {
+fn remove_filter(name: &str, hook: Hook) -> Result<bool> {
     match qdisc_detach_program(name, hook.attach_type(), hook.program()) {
         Ok(()) => Ok(true),
         Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("remove the filter of {name}")),
+        Err(error) => Err(error).with_context(|| format!("remove a filter of {name}")),
     }
 }
 
 /// Removes the qdisc if no filter is left in it; says whether it did.
-pub async fn remove_empty_qdisc(index: u32) -> Result<bool> {
+async fn remove_empty_qdisc(index: u32) -> Result<bool> {
     let handle = connect()?;
     let mut filters = handle.traffic_filter(index as i32);
     let ingress: Vec<_> = filters.get().ingress().execute().try_collect().await?;

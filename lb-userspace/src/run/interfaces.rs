@@ -136,7 +136,7 @@ impl Interfaces {
         }
         if self.links.listed() && known {
             let taken: BTreeSet<_> = taken.iter().map(|link| link.index).collect();
-            self.leave(&taken, tables, programs)?;
+            self.leave(&taken, tables, programs).await?;
         }
         self.read(&taken).await;
         self.write_endpoints(tables)
@@ -174,7 +174,7 @@ impl Interfaces {
     }
 
     /// Leaves all interfaces but those that lead to pods.
-    fn leave(
+    async fn leave(
         &mut self,
         taken: &BTreeSet<u32>,
         tables: &mut Tables,
@@ -185,7 +185,7 @@ impl Interfaces {
         let left = &ours - taken;
         for index in &left {
             if let Some((link, _)) = self.links.judged().find(|(link, _)| link.index == *index) {
-                programs.detach(*index, &link.name)?;
+                programs.detach(*index, &link.name).await?;
                 info!(interface = %link.name, "detached");
             }
             tables.remove_interface(*index)?;
