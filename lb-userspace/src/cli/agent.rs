@@ -42,8 +42,10 @@ pub async fn run(run: Run) -> Result<(), Failure> {
         cgroup_root,
     };
     tokio::select! {
-        ended = run::run(config) => Ok(ended?),
+        // A wrong name that can be told at once is told before anything is touched.
+        biased;
         unknown = objects.unknown(&node) => Err(unknown.into()),
+        ended = run::run(config) => Ok(ended?),
     }
 }
 

@@ -214,7 +214,7 @@ pub enum Attach {
     Auto,
     /// tcx links
     Tcx,
-    /// Filters of a clsact qdisc
+    /// filters of a clsact qdisc
     Clsact,
 }
 
@@ -265,6 +265,11 @@ async fn cleanup(places: &Places) -> Result<(), Failure> {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(anyhow!("remove {}: {error}", file.display()).into()),
         }
+    }
+    if let Some(directory) = socket.parent()
+        && fs::remove_dir(directory).is_ok()
+    {
+        removed.push(directory.display().to_string());
     }
     removed.iter().for_each(|what| eprintln!("removed {what}"));
     if removed.is_empty() {
