@@ -138,3 +138,143 @@ impl Servers {
         Err(failures.join("; ").into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use k8s_openapi::api::core::v1::Node;
+    use kube::{Api, ResourceExt, api::ListParams};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    /// An apiserver that knows one Node and closes each connection after its answer.
+    async fn apiserver(node: &'static str) -> std::io::Result<(SocketAddr, JoinHandle<()>)> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let server = tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let _ = connection.read(&mut request).await;
+                let list = format!(
+                    r#"{{"kind":"NodeList","apiVersion":"v1","metadata":{{}},"items":[{{"metadata":{{"name":"{node}"}}}}]}}"#
+                );
+                let length = list.len();
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
+                     content-length: {length}\r\nconnection: close\r\n\r\n{list}"
+                );
+                let _ = connection.write_all(answer.as_bytes()).await;
+            }
+        });
+        Ok((address, server))
+    }
+
+    fn uri(address: SocketAddr) -> Uri {
+        format!("http://{address}").parse().expect("a URL")
+    }
+
+    async fn node(client: &Client) -> kube::Result<String> {
+        let nodes = Api::<Node>::all(client.clone());
+        let nodes = nodes.list(&ListParams::default()).await?;
+        Ok(nodes.iter().map(ResourceExt::name_any).collect())
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_tried_and_kept_until_it_fails() -> anyhow::Result<()> {
+        let (one, first) = apiserver("one").await?;
+        let (two, second) = apiserver("two").await?;
+        let original = Config::new("http://192.0.2.1:6443".parse()?);
+        let client = client(original, &[uri(one), uri(two)])?;
+        assert_eq!(node(&client).await?, "one");
+
+        first.abort();
+        let _ = first.await;
+        assert_eq!(node(&client).await?, "two");
+
+        let listener = TcpListener::bind(one).await?;
+        assert_eq!(
+            node(&client).await?,
+            "two",
+            "it stays where it was answered"
+        );
+        drop(listener);
+
+        second.abort();
+        let _ = second.await;
+        let error = node(&client).await.expect_err("nobody answers");
+        let error = with_causes(&error);
+        for address in [one, two] {
+            assert!(error.contains(&format!("http://{address}/")), "{error}");
+        }
+        assert!(error.contains("Connection refused"), "{error}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_noted() -> anyhow::Result<()> {
+        let (address, server) = apiserver("one").await?;
+        let answered = Arc::new(Notify::new());
+        let client = noting_answers(
+            client(Config::new(uri(address)), &[])?,
+            Arc::clone(&answered),
+        );
+        node(&client).await?;
+        timeout(Duration::from_secs(1), answered.notified()).await?;
+        server.abort();
+        let _ = server.await;
+        assert!(node(&client).await.is_err());
+        assert!(
+            timeout(Duration::from_millis(10), answered.notified())
+                .await
+                .is_err()
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn another_address_keeps_the_name_of_the_certificate() -> anyhow::Result<()> {
+        for (original, own_name, expected) in [
+            ("https://api.example.org:6443", None, "api.example.org"),
+            ("https://10.96.0.1:443", None, "10.96.0.1"),
+            ("https://[fd00::1]:443", None, "fd00::1"),
+            ("https://10.96.0.1:443", Some("kubernetes"), "kubernetes"),
+        ] {
+            let mut config = Config::new(original.parse()?);
+            config.tls_server_name = own_name.map(str::to_owned);
+            let address: Uri = "https://192.0.2.1:6443".parse()?;
+            let [config] = at_addresses(config, std::slice::from_ref(&address))?
+                .try_into()
+                .expect("one address");
+            assert_eq!(config.cluster_url, address);
+            assert_eq!(config.tls_server_name.as_deref(), Some(expected));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_original_stands_where_no_other_is_given() -> anyhow::Result<()> {
+        let config = Config::new("https://10.96.0.1:443".parse()?);
+        let [config] = at_addresses(config, &[])?.try_into().expect("one address");
+        assert_eq!(config.tls_server_name, None);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused() -> anyhow::Result<()> {
+        for address in ["10.0.0.1:6443", "/path", "ftp://10.0.0.1/"] {
+            let config = Config::new("https://10.96.0.1:443".parse()?);
+            let error = at_addresses(config, &[address.parse()?]).expect_err("not a URL");
+            assert_eq!(
+                error.to_string(),
+                format!("`{address}` is not the URL of an apiserver")
+            );
+        }
+        Ok(())
+    }
+}

@@ -126,6 +126,7 @@ struct Stamp {
     changed: (i64, i64),
     device: u64,
     inode: u64,
+    length: u64,
     is_file: bool,
 }
 
@@ -139,20 +140,19 @@ fn stamps(path: &Path) -> io::Result<BTreeMap<String, Stamp>> {
         if name.starts_with('.') {
             continue;
         }
-        match fs::metadata(entry.path()) {
-            Ok(metadata) => {
-                let stamp = Stamp {
-                    changed: (metadata.ctime(), metadata.ctime_nsec()),
-                    device: metadata.dev(),
-                    inode: metadata.ino(),
-                    is_file: metadata.is_file(),
-                };
-                stamps.insert(name, stamp);
-            }
-            // Removed since the directory was read, or a link to nothing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+        // A link that leads nowhere is a file that cannot be read.
+        let Ok(metadata) = fs::metadata(entry.path()).or_else(|_| entry.metadata()) else {
+            continue;
+        };
+        let kind = metadata.file_type();
+        let stamp = Stamp {
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            is_file: kind.is_file() || kind.is_symlink(),
+        };
+        stamps.insert(name, stamp);
     }
     Ok(stamps)
 }
@@ -254,4 +254,288 @@ fn tell<'a>(
             troubles,
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error, os::unix::fs::symlink};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::world::{ObjectKey, Severity, World};
+
+    type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+    /// A directory on disk and what a follower of it knows.
+    struct Followed {
+        disk: TempDir,
+        directory: Directory,
+        world: World,
+    }
+
+    impl Followed {
+        fn new() -> Result<Self> {
+            let disk = TempDir::new()?;
+            let directory = Directory::new(disk.path(), "n1");
+            let world = World::default();
+            Ok(Self {
+                disk,
+                directory,
+                world,
+            })
+        }
+
+        fn write(&self, name: &str, text: impl AsRef<[u8]>) -> Result {
+            Ok(fs::write(self.disk.path().join(name), text)?)
+        }
+
+        fn remove(&self, name: &str) -> Result {
+            Ok(fs::remove_file(self.disk.path().join(name))?)
+        }
+
+        fn look(&mut self) -> Vec<Change> {
+            let changes = self.directory.look();
+            for change in changes.clone() {
+                self.world.apply(change);
+            }
+            changes
+        }
+
+        /// Looks until all that is there has settled.
+        fn settle(&mut self) {
+            self.look();
+            self.look();
+        }
+
+        fn services(&self) -> Vec<String> {
+            let services = self.world.services();
+            services.map(|(key, _)| key.name.clone()).collect()
+        }
+
+        fn troubles(&self) -> Vec<String> {
+            let troubles = self.world.troubles();
+            troubles
+                .map(|(subject, trouble)| format!("{subject}: {}", trouble.text))
+                .collect()
+        }
+    }
+
+    fn service(name: &str) -> String {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+             spec: {{clusterIP: 10.96.0.10, ports: [{{port: 80}}]}}}}\n"
+        )
+    }
+
+    #[test]
+    fn the_first_look_waits_for_nothing() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write("a.yaml", service("a"))?;
+        followed.look();
+        assert!(followed.world.synced());
+        assert_eq!(followed.services(), ["a"]);
+        assert_eq!(followed.look(), [], "nothing has changed");
+        Ok(())
+    }
+
+    #[test]
+    fn files_that_come_change_and_go_are_followed() -> Result {
+        let mut followed = Followed::new()?;
+        followed.settle();
+        assert!(followed.world.synced());
+
+        followed.write("a.yaml", service("a"))?;
+        followed.write("b.json", service("b"))?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a", "b"]);
+
+        followed.write("a.yaml", [service("c"), service("d")].join("---\n"))?;
+        followed.settle();
+        assert_eq!(followed.services(), ["b", "c", "d"]);
+
+        followed.remove("a.yaml")?;
+        followed.settle();
+        assert_eq!(followed.services(), ["b"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_or_replaced_is_left_alone() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write("a.yaml", service("a"))?;
+        followed.settle();
+
+        followed.write("a.yaml", "")?;
+        assert_eq!(followed.look(), []);
+        followed.write("a.yaml", [service("a"), service("b")].join("---\n"))?;
+        assert_eq!(followed.look(), []);
+        followed.look();
+        assert_eq!(followed.services(), ["a", "b"]);
+
+        followed.remove("a.yaml")?;
+        assert_eq!(followed.look(), []);
+        followed.write("a.yaml", service("c"))?;
+        assert_eq!(followed.look(), []);
+        followed.look();
+        assert_eq!(followed.services(), ["c"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_renamed_never_lacks_its_objects() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write("a.yaml", service("a"))?;
+        followed.settle();
+        let path = followed.disk.path();
+        fs::rename(path.join("a.yaml"), path.join("b.yaml"))?;
+        for _ in 0..3 {
+            followed.look();
+            assert_eq!(followed.services(), ["a"]);
+        }
+        assert_eq!(followed.world.problems().count(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_breaks_keeps_what_it_said_and_says_where() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write("a.yaml", service("a"))?;
+        followed.write("b.yaml", service("b"))?;
+        followed.settle();
+
+        followed.write("a.yaml", format!("{}---\nspec: [", service("c")))?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a", "b"]);
+        assert_eq!(
+            followed.troubles(),
+            [
+                "a.yaml: unclosed bracket '[' at line 3, column 7; what the file said before stays \
+              in force"
+            ]
+        );
+
+        followed.write("a.yaml", service("c"))?;
+        followed.settle();
+        assert_eq!(followed.services(), ["b", "c"]);
+        assert_eq!(followed.troubles(), Vec::<String>::new());
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_was_never_whole_gives_what_can_be_read() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write("a.yaml", format!("{}---\nspec: [", service("a")))?;
+        followed.write("b.yaml", service("b"))?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a", "b"]);
+        assert_eq!(
+            followed.troubles(),
+            ["a.yaml: unclosed bracket '[' at line 3, column 7"]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_not_read_is_named_as_ignored() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write("README.md", "# Hello")?;
+        followed.write(".hidden.yaml", service("hidden"))?;
+        followed.write(
+            "d.yaml",
+            "{apiVersion: apps/v1, kind: Deployment}\n---\n{apiVersion: apps/v1, kind: Deployment}",
+        )?;
+        fs::create_dir(followed.disk.path().join("sub.yaml"))?;
+        followed.settle();
+        let troubles: Vec<_> = followed.world.troubles().collect();
+        assert!(
+            troubles
+                .iter()
+                .all(|(_, trouble)| trouble.severity == Severity::Ignored)
+        );
+        assert_eq!(
+            followed.troubles(),
+            [
+                "README.md: not a .yaml, .yml or .json file",
+                "d.yaml: Deployment (apps/v1): not read",
+                "sub.yaml: not a .yaml, .yml or .json file",
+            ]
+        );
+        assert_eq!(followed.services(), Vec::<String>::new());
+        Ok(())
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_read_takes_nothing_away() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write("a.yaml", service("a"))?;
+        followed.settle();
+
+        let away = followed.disk.path().with_extension("away");
+        fs::rename(followed.disk.path(), &away)?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a"]);
+        let subject = followed.disk.path().display().to_string();
+        let troubles = followed.troubles();
+        assert_eq!(troubles.len(), 1);
+        assert!(
+            troubles[0].starts_with(&format!("{subject}: cannot be read: ")),
+            "{troubles:?}"
+        );
+
+        fs::rename(&away, followed.disk.path())?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a"]);
+        assert_eq!(followed.troubles(), Vec::<String>::new());
+        Ok(())
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_takes_nothing_away() -> Result {
+        let mut followed = Followed::new()?;
+        let path = followed.disk.path().to_owned();
+        fs::create_dir(path.join(".data"))?;
+        fs::write(path.join(".data/a.yaml"), service("a"))?;
+        symlink(".data/a.yaml", path.join("a.yaml"))?;
+        symlink("loop.yaml", path.join("loop.yaml"))?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a"]);
+        assert_eq!(followed.troubles().len(), 1, "{:?}", followed.troubles());
+
+        followed.remove(".data/a.yaml")?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a"]);
+        assert_eq!(followed.troubles().len(), 2, "{:?}", followed.troubles());
+
+        followed.write(".data/a.yaml", service("b"))?;
+        followed.settle();
+        assert_eq!(followed.services(), ["b"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_version_is_told_although_nothing_we_read_has_changed() -> Result {
+        let mut followed = Followed::new()?;
+        let key = ObjectKey::new("default", "a");
+        followed.write("a.yaml", service("a"))?;
+        followed.settle();
+        let version = followed.world.versions_of(&key);
+        followed.write("a.yaml", service("a").replace("name: a", "name: a, uid: x"))?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a"]);
+        assert_ne!(followed.world.versions_of(&key), version);
+        Ok(())
+    }
+
+    #[test]
+    fn the_names_of_nodes_are_known() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write(
+            "n.yaml",
+            "{apiVersion: v1, kind: Node, metadata: {name: n1}}",
+        )?;
+        followed.look();
+        assert_eq!(followed.directory.node_names(), ["n1"]);
+        Ok(())
+    }
 }

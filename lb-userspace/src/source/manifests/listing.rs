@@ -132,7 +132,7 @@ impl Listing {
                 && !have_slices.contains(key)
             {
                 row.problems.push(format!(
-                    "has a selector but no EndpointSlice: {AS_PRINTED}, for each of its slices too"
+                    "has a selector but no EndpointSlice: {AS_PRINTED}, with its slices"
                 ));
             }
         }
@@ -184,4 +184,138 @@ fn relist<R: Clone>(rows: &BTreeMap<ObjectKey, Row<R>>) -> impl Iterator<Item = 
     iter::once(Event::Init)
         .chain(objects)
         .chain(iter::once(Event::InitDone))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        source::manifests::parse,
+        world::{Problem, World},
+    };
+
+    const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: web}, \
+        spec: {clusterIP: 10.96.0.10, selector: {app: web}, ports: [{port: 80}]}}";
+    const SLICE: &str = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, \
+        metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}, \
+        addressType: IPv4, endpoints: []}";
+
+    fn listing(files: &[(&str, &[&str])]) -> Listing {
+        let files: Vec<_> = files
+            .iter()
+            .map(|(name, documents)| {
+                let parsed = parse::parse(documents.join("\n---\n").as_bytes());
+                assert!(parsed.errors.is_empty(), "{:?}", parsed.errors);
+                (*name, parsed.objects)
+            })
+            .collect();
+        let files = files.iter();
+        Listing::of(
+            files.map(|(name, objects)| (*name, objects.as_slice())),
+            "n1",
+        )
+    }
+
+    fn world(listing: &Listing) -> World {
+        let mut world = World::default();
+        for change in listing.changes_since(None) {
+            world.apply(change);
+        }
+        world
+    }
+
+    fn problems(files: &[(&str, &[&str])]) -> Vec<String> {
+        let problems = world(&listing(files));
+        let problems = problems.problems();
+        problems
+            .map(|Problem { kind, key, text }| format!("{kind} {key} {text}"))
+            .collect()
+    }
+
+    #[test]
+    fn the_first_list_syncs_every_kind() {
+        assert!(world(&listing(&[])).synced());
+    }
+
+    #[test]
+    fn only_kinds_that_differ_are_listed_again() {
+        let before = listing(&[("a", &[SERVICE])]);
+        assert_eq!(before.changes_since(Some(&before)), []);
+        let after = listing(&[
+            ("a", &[SERVICE]),
+            ("b", &["{apiVersion: v1, kind: Node, metadata: {name: n1}}"]),
+        ]);
+        let changes = after.changes_since(Some(&before));
+        assert_eq!(changes.len(), 3, "{changes:?}");
+        assert_eq!(changes[0], Change::Node(Event::Init));
+    }
+
+    #[test]
+    fn an_object_in_two_files_counts_once() {
+        let other = SERVICE.replace("10.96.0.10", "10.96.0.11");
+        let files: [(&str, &[&str]); 2] = [("a.yaml", &[SERVICE, SLICE]), ("b.yaml", &[&other])];
+        let problem = "Service default/web is in a.yaml and again in b.yaml: the first counts";
+        assert_eq!(problems(&files), [problem]);
+        let world = world(&listing(&files));
+        let service = world
+            .service(&ObjectKey::new("default", "web"))
+            .expect("the service");
+        assert_eq!(service.cluster_ips[0].to_string(), "10.96.0.10");
+    }
+
+    #[test]
+    fn what_controllers_would_fill_in_is_missed() {
+        let slice = SLICE.replace("labels: {kubernetes.io/service-name: web}", "");
+        let service = SERVICE.replace("clusterIP: 10.96.0.10, ", "");
+        assert_eq!(problems(&[("a", &[SERVICE, SLICE])]), Vec::<String>::new());
+        assert_eq!(
+            problems(&[("a", &[SERVICE])]),
+            [
+                "Service default/web has a selector but no EndpointSlice: write it as \
+              `kubectl get -o yaml` prints it, with its slices"
+            ]
+        );
+        assert_eq!(
+            problems(&[("a", &[&service, &slice])]),
+            [
+                "Service default/web has no `spec.clusterIP`: write it as \
+                 `kubectl get -o yaml` prints it",
+                "EndpointSlice default/web-1 has no label `kubernetes.io/service-name`: write it \
+                 as `kubectl get -o yaml` prints it",
+            ]
+        );
+    }
+
+    #[test]
+    fn services_that_need_no_slices_are_not_missed_any() {
+        for (from, to) in [
+            ("10.96.0.10", "None"),
+            ("selector: {app: web}", "selector: {}"),
+            (
+                "spec: {",
+                "spec: {type: ExternalName, externalName: example.org, ",
+            ),
+        ] {
+            let service = SERVICE.replace(from, to);
+            assert_eq!(
+                problems(&[("a", &[&service])]),
+                Vec::<String>::new(),
+                "{service}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_pods_of_this_node_are_listed() {
+        let pod = |name: &str, node: &str| {
+            format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, \
+                 spec: {{nodeName: {node}, containers: []}}}}"
+            )
+        };
+        let listing = listing(&[("a", &[&pod("one", "n1"), &pod("two", "n2")])]);
+        let world = world(&listing);
+        let names: Vec<_> = world.pods().map(|(key, _)| key.to_string()).collect();
+        assert_eq!(names, ["default/one"]);
+    }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::{
     serde::de::DeserializeOwned,
 };
 use serde_json::Value;
-use serde_saphyr::{Options, Spanned};
+use serde_saphyr::{Options, Spanned, UserMessageFormatter};
 
 use super::directory::digest;
 use crate::world::ObjectKey;
@@ -53,21 +53,24 @@ pub fn parse(text: &[u8]) -> Parsed {
             Ok(Spanned::<Value> {
                 value, referenced, ..
             }) => parsed.add(value, referenced.line()),
-            Err(error) => parsed.errors.push(error.to_string()),
+            Err(error) => {
+                let error = error.render_with_formatter(&UserMessageFormatter);
+                parsed.errors.push(error);
+            }
         }
     }
     parsed
 }
 
-/// Limits that a file of `length` bytes cannot reach by saying something, only by repeating itself
-/// through aliases.
+/// Limits that a file of `length` bytes reaches only by repeating itself through aliases.
 fn options(length: usize) -> Options {
+    let most = 1_000 + 4 * length;
     let budget = serde_saphyr::budget! {
         max_reader_input_bytes: None,
-        max_documents: length,
-        max_nodes: length,
-        max_events: 4 * length + 16,
-        max_total_scalar_bytes: length,
+        max_documents: most,
+        max_nodes: most,
+        max_events: most,
+        max_total_scalar_bytes: most,
     };
     serde_saphyr::options! {
         budget: budget,
@@ -192,4 +195,204 @@ fn decode<T: DeserializeOwned>(value: Value) -> Result<Box<T>, String> {
     serde_path_to_error::deserialize(value)
         .map(Box::new)
         .map_err(|error| format!("`{}`: {}", error.path(), error.inner()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WEB: &str = "\
+# a comment
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  clusterIP: 10.96.0.10
+  ports:
+  - port: 80
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: web-1
+  namespace: shop
+  labels:
+    kubernetes.io/service-name: web
+addressType: IPv4
+endpoints:
+- addresses: [10.0.0.1]
+ports:
+- port: 8080
+";
+
+    fn names(parsed: &Parsed) -> Vec<String> {
+        let objects = parsed.objects.iter();
+        objects.map(|object| object.key.to_string()).collect()
+    }
+
+    #[test]
+    fn a_file_holds_many_documents() {
+        let parsed = parse(WEB.as_bytes());
+        assert_eq!(names(&parsed), ["default/web", "shop/web-1"]);
+        assert_eq!(parsed.errors, Vec::<String>::new());
+        assert!(parsed.ignored.is_empty());
+    }
+
+    #[test]
+    fn the_defaults_of_the_apiserver_are_filled_in() {
+        let parsed = parse(WEB.as_bytes());
+        let [service, slice] = parsed.objects.as_slice() else {
+            panic!("{parsed:?}");
+        };
+        let Content::Service(service) = &service.content else {
+            panic!("{service:?}");
+        };
+        assert_eq!(service.metadata.namespace.as_deref(), Some("default"));
+        let Content::EndpointSlice(slice) = &slice.content else {
+            panic!("{slice:?}");
+        };
+        let ports = slice.ports.as_deref().expect("ports");
+        assert_eq!(ports[0].name.as_deref(), Some(""));
+    }
+
+    #[test]
+    fn lists_are_unpacked_and_json_is_read() {
+        let json = r#"{
+            "apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""},
+            "items": [
+                {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "namespace": "x"}},
+                {"apiVersion": "v1", "kind": "List", "items": [
+                    {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": null}}
+                ]},
+                {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}
+            ]
+        }"#;
+        let parsed = parse(json.as_bytes());
+        assert_eq!(names(&parsed), ["n1", "default/p"]);
+        assert_eq!(parsed.errors, Vec::<String>::new());
+        let ignored: Vec<_> = parsed.ignored.iter().collect();
+        assert_eq!(ignored, ["Deployment (apps/v1): not read"]);
+    }
+
+    #[test]
+    fn an_error_names_the_line_and_the_reason() {
+        for (text, expected) in [
+            ("a: [1, 2", "unclosed bracket '[' at line 1, column 4"),
+            (
+                "\na: b: c",
+                "mapping values are not allowed in this context at line 2, column 5",
+            ),
+            (
+                "hello",
+                "line 1: not an object: `apiVersion` or `kind` is missing",
+            ),
+            (
+                "\n\nkind: Pod",
+                "line 3: not an object: `apiVersion` or `kind` is missing",
+            ),
+            (
+                "apiVersion: v1\nkind: List",
+                "line 1: `items` of the List is not a list",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod",
+                "line 1: Pod without `metadata`",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {generateName: web-}",
+                "line 1: Pod without `metadata.name`",
+            ),
+            (
+                "apiVersion: v1\nkind: Node\nmetadata: {name: a/b}",
+                "line 1: Node `metadata.name` \"a/b\" is not a name",
+            ),
+            (
+                "\napiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: b}]}",
+                "line 2: Service default/a: `spec.ports[0].port`: \
+                 invalid type: string \"b\", expected i32",
+            ),
+        ] {
+            let parsed = parse(text.as_bytes());
+            assert_eq!(parsed.errors, [expected], "{text}");
+            assert!(parsed.objects.is_empty(), "{text}");
+        }
+        let [error] = parse(b"kind: \xff").errors.try_into().expect("an error");
+        assert!(error.starts_with("not UTF-8: "), "{error}");
+    }
+
+    #[test]
+    fn a_broken_object_does_not_stop_the_others() {
+        let text = format!("apiVersion: v1\nkind: Pod\n---\n{WEB}---\nspec: [");
+        let parsed = parse(text.as_bytes());
+        assert_eq!(names(&parsed), ["default/web", "shop/web-1"]);
+        assert_eq!(parsed.errors.len(), 2);
+    }
+
+    #[test]
+    fn an_empty_file_says_nothing() {
+        for text in ["", "\n", "# only a comment\n", "---\n---\n", "null\n"] {
+            let parsed = parse(text.as_bytes());
+            assert!(
+                parsed.objects.is_empty() && parsed.errors.is_empty(),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_version_tells_contents_apart() {
+        let version = |text: &str| parse(text.as_bytes()).objects[0].version.clone();
+        let other = WEB.replace("port: 80\n", "port: 81\n");
+        assert_eq!(version(WEB), version(&format!("# moved\n{WEB}")));
+        assert_ne!(version(WEB), version(&other));
+    }
+
+    #[test]
+    fn what_grows_without_bound_is_an_error() {
+        let nested = "- ".repeat(100_000);
+        let brackets = "[".repeat(100_000);
+        let aliases = (b'b'..=b'i').fold("a: &a [x, x, x, x, x, x, x, x, x]\n".into(), {
+            |text: String, name| {
+                let (name, last) = (char::from(name), char::from(name - 1));
+                let many = format!("*{last}, ").repeat(9);
+                format!("{text}{name}: &{name} [{many}]\n")
+            }
+        });
+        for text in [nested, brackets, aliases] {
+            assert_eq!(parse(text.as_bytes()).errors.len(), 1);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            parse(&bytes);
+        }
+
+        #[test]
+        fn no_yaml_makes_it_panic(text in r#"([\[\]{}:,&*!|>'"%@`?#\-\n \t~<]|[a-c0-9]){0,200}"#) {
+            parse(text.as_bytes());
+        }
+
+        /// A cut can leave whole documents, or shorter texts that are still valid.
+        #[test]
+        fn no_cut_makes_it_panic(cut in 0..WEB.len()) {
+            let parsed = parse(&WEB.as_bytes()[..cut]);
+            prop_assert!(parsed.objects.len() <= 2);
+        }
+
+        #[test]
+        fn no_damage_makes_it_panic(
+            damage in prop::collection::vec((0..WEB.len(), any::<u8>()), 1..8),
+        ) {
+            let mut text = WEB.as_bytes().to_vec();
+            for (position, byte) in damage {
+                text[position] = byte;
+            }
+            parse(&text);
+        }
+    }
 }
