@@ -12,6 +12,9 @@ use cargo_metadata::{Artifact, Message};
 use crate::children;
 
 /// A cargo command, by the cargo that runs us.
+///
+/// Without `--package`: then the features of dependencies are the same in every build, and none is
+/// compiled twice.
 pub fn cargo(subcommand: &str) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.arg(subcommand);

@@ -25,8 +25,7 @@ impl Built {
     /// Builds what `layer` needs, or everything; `None` when something does not compile.
     pub fn build(layer: Option<Layer>) -> Result<Option<Self>> {
         let mut build = cargo("build");
-        // Not xtask itself, which is running.
-        build.args(["--package=lb-userspace", "--package=lb-tests", "--bins"]);
+        build.args(["--bin=lb", "--bin=control-plane"]);
         let Some(programs) = executables(build)? else {
             return Ok(None);
         };
