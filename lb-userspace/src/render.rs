@@ -1,6 +1,10 @@
 //! The tables as text: one line per entry, with names.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::{
     address::{Address, to_ip},
@@ -31,7 +35,7 @@ pub struct Dump {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Frontend {
-    /// Address, port and protocol; or an address alone, for all ports that are not named.
+    /// Address, port and protocol; `*` stands for all ports that no other frontend names.
     pub frontend: String,
     /// Index into `SERVICES`; none where clients are refused.
     pub service: Option<u32>,
@@ -89,7 +93,7 @@ pub struct Interface {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodAddress {
-    pub address: std::net::IpAddr,
+    pub address: IpAddr,
     pub interface: u32,
     pub slot: u32,
     pub mac: String,
@@ -303,14 +307,17 @@ fn list(backends: &[BackendKey]) -> String {
     addresses.collect::<Vec<_>>().join(" ")
 }
 
-/// `10.96.0.10:80/TCP`, or `10.96.0.10` for the whole address.
+/// `10.96.0.10:80/TCP`, or `10.96.0.10:*` for all ports that no other frontend names.
 fn frontend(key: &FrontendKey) -> String {
     if *key == FrontendKey::whole_address(key.address) {
-        return to_ip(&key.address).to_string();
+        return match to_ip(&key.address) {
+            IpAddr::V4(v4) => format!("{v4}:*"),
+            IpAddr::V6(v6) => format!("[{v6}]:*"),
+        };
     }
     let protocol = [Protocol::Tcp, Protocol::Udp]
         .into_iter()
-        .find(|p| p.number() == key.protocol);
+        .find(|protocol| protocol.number() == key.protocol);
     let protocol = protocol.map_or(key.protocol.to_string(), |protocol| protocol.to_string());
     format!("{}/{protocol}", socket(&key.address, key.port))
 }
