@@ -5,6 +5,7 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,9 +17,13 @@ use serde::de::DeserializeOwned;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
+    time::timeout,
 };
 
 use crate::{names::Names, status::Status};
+
+/// How long a client waits: the agent may be in the middle of a large change.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A question to the task that owns the state, with the way back for its answer.
 #[derive(Debug)]
@@ -94,6 +99,14 @@ async fn fetch<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<Option<
     let Some(stream) = connect(socket).await? else {
         return Ok(None);
     };
+    let answer = timeout(PATIENCE, exchange(stream, path)).await;
+    let body = answer.context("the agent does not answer")??;
+    serde_json::from_slice(&body)
+        .context("understand the agent's answer")
+        .map(Some)
+}
+
+async fn exchange(stream: UnixStream, path: &str) -> Result<Bytes> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::get(path)
@@ -104,20 +117,11 @@ async fn fetch<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<Option<
         .await
         .context("ask the agent")?;
     let status = answer.status();
-    let body = answer
-        .into_body()
-        .collect()
-        .await
-        .context("read the agent's answer")?
-        .to_bytes();
-    ensure!(
-        status.is_success(),
-        "the agent answers {status}: {}",
-        String::from_utf8_lossy(&body)
-    );
-    serde_json::from_slice(&body)
-        .context("understand the agent's answer")
-        .map(Some)
+    let body = answer.into_body().collect().await;
+    let body = body.context("read the agent's answer")?.to_bytes();
+    let text = String::from_utf8_lossy(&body);
+    ensure!(status.is_success(), "the agent answers {status}: {text}");
+    Ok(body)
 }
 
 async fn connect(socket: &Path) -> Result<Option<UnixStream>> {

@@ -140,10 +140,6 @@ impl Watcher {
         Ok(())
     }
 
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "there are dozens of other messages"
-    )]
     async fn apply(&mut self, event: RouteNetlinkMessage) -> Result<()> {
         match event {
             // A bridge's own messages tell of its ports in terms of the bridge.
@@ -236,10 +232,6 @@ impl Watcher {
         }
     }
 
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "there are dozens of other attributes"
-    )]
     fn link(&self, message: &LinkMessage) -> Link {
         let index = message.header.index;
         let mut link = Link {
