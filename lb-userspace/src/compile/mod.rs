@@ -111,7 +111,7 @@ pub struct Port {
 }
 
 /// A backend by what it is, not by its id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BackendKey {
     pub address: Address,
     /// Host order.
