@@ -6,7 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 ///
 /// Aligned, so that the kernel's code moves and compares words and not bytes.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Eq, PartialOrd, Ord)]
 pub struct Address {
     pub bytes: [u8; 16],
 }
@@ -79,7 +79,7 @@ pub const fn to_ip(address: &Address) -> IpAddr {
         let [a, b, c, d] = unmap_v4(address);
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     } else {
-        IpAddr::V6(Ipv6Addr::from_octets(address.bytes))
+        IpAddr::V6(Ipv6Addr::from_bits(u128::from_be_bytes(address.bytes)))
     }
 }
 

@@ -41,7 +41,7 @@ impl Sum {
     /// Adds bytes; at most 64 KiB in all. A last odd byte counts as if a zero followed it.
     #[inline(always)]
     #[must_use]
-    pub fn add<const N: usize>(self, bytes: &[u8; N]) -> Self {
+    pub fn with<const N: usize>(self, bytes: &[u8; N]) -> Self {
         let (words, rest) = bytes.as_chunks::<2>();
         let mut sum = self.0;
         for word in words {
@@ -76,13 +76,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn whole(bytes: &[u8; 40]) -> [u8; 2] {
-        Sum::default().add(bytes).finish()
+        Sum::default().with(bytes).finish()
     }
 
     #[test]
     fn the_example_of_rfc_1071() {
         let sum = Sum::default()
-            .add(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])
+            .with(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])
             .finish();
         assert_eq!(u16::from_be_bytes(sum), !0xddf2);
     }
@@ -90,8 +90,8 @@ mod tests {
     #[test]
     fn an_odd_last_byte_counts_as_the_high_one() {
         assert_eq!(
-            Sum::default().add(&[0x12]).finish(),
-            Sum::default().add(&[0x12, 0]).finish()
+            Sum::default().with(&[0x12]).finish(),
+            Sum::default().with(&[0x12, 0]).finish()
         );
     }
 

@@ -27,12 +27,11 @@ const REFRESH: u64 = 1_000_000_000;
 pub fn find<T: Tables>(tables: &T, scratch: &mut Scratch) -> Option<FlowTable> {
     let Scratch { key, flow, .. } = scratch;
     let check = key.check();
-    for table in [FlowTable::Flows, FlowTable::HalfOpen] {
-        if tables.look(table, key, |found| *flow = *found).is_some() && flow.check == check {
-            return Some(table);
-        }
-    }
-    None
+    [FlowTable::Flows, FlowTable::HalfOpen]
+        .into_iter()
+        .find(|table| {
+            tables.look(*table, key, |found| *flow = *found).is_some() && flow.check == check
+        })
 }
 
 /// Whether a packet begins a new flow in the place of the one it was found to belong to: the old

@@ -53,7 +53,7 @@ impl Bucket {
 
 /// Key of `ENDPOINTS`: the address of a local pod.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EndpointKey {
     pub address: Address,
 }

@@ -166,7 +166,7 @@ impl Family for V4 {
             g,
             h,
         ];
-        let [high, low] = Sum::default().add(&header).finish();
+        let [high, low] = Sum::default().with(&header).finish();
         header[10] = high;
         header[11] = low;
         packet.store(ETHERNET, &header)

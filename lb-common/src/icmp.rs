@@ -162,17 +162,17 @@ fn make_unreachable<F: Family, P: Packet>(
     if F::ICMP_COVERS_ADDRESSES {
         let length = ((HEADER + quoted) as u32).to_be_bytes();
         sum = sum
-            .add(&tuple.source.bytes)
-            .add(&tuple.destination.bytes)
-            .add(&length)
-            .add(&[0, 0, 0, F::ICMP]);
+            .with(&tuple.source.bytes)
+            .with(&tuple.destination.bytes)
+            .with(&length)
+            .with(&[0, 0, 0, F::ICMP]);
     }
     for word in 0..(HEADER + MAX_QUOTED) / 4 {
         if word * 4 >= HEADER + quoted {
             break;
         }
         let bytes: [u8; 4] = packet.load(icmp + word * 4)?;
-        sum = sum.add(&bytes);
+        sum = sum.with(&bytes);
     }
     packet.store(icmp + CHECKSUM, &sum.finish())
 }

@@ -29,6 +29,8 @@ pub mod refusal;
 pub mod scratch;
 pub mod service;
 pub mod tables;
+#[cfg(test)]
+mod tests;
 
 /// Version of the table layouts: the name of the directory that the tables are pinned under.
 ///

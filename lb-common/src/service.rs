@@ -24,7 +24,7 @@ pub const NO_BACKEND: u32 = 0;
 
 /// Key of `FRONTENDS`: what clients dial.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FrontendKey {
     pub address: Address,
     /// Host order. 0 together with protocol 0 stands for the whole address.

@@ -1,0 +1,227 @@
+//! What other CPUs do between two steps of ours.
+
+use std::cell::{Cell, RefCell};
+
+use super::{CLIENT, Cast, Node, casts, wire};
+use crate::{
+    address::Address,
+    endpoint::Endpoint,
+    flow::{Direction, Flow, FlowKey},
+    headers::{SYN, TCP, UDP},
+    memory::MemoryTables,
+    reason::Reason,
+    service::{Backend, Extent, FrontendKey},
+    tables::{FlowTable, NotInserted, Note, Tables},
+};
+
+/// What another CPU does.
+type Act<'a> = Box<dyn FnOnce(&MemoryTables) + 'a>;
+
+/// Tables on which another CPU acts right before the nth insert of ours.
+struct Raced<'a> {
+    tables: &'a MemoryTables,
+    insert: Cell<u32>,
+    act: RefCell<Option<(u32, Act<'a>)>>,
+}
+
+impl<'a> Raced<'a> {
+    fn before_insert(
+        tables: &'a MemoryTables,
+        nth: u32,
+        act: impl FnOnce(&MemoryTables) + 'a,
+    ) -> Self {
+        Self {
+            tables,
+            insert: Cell::new(0),
+            act: RefCell::new(Some((nth, Box::new(act)))),
+        }
+    }
+}
+
+impl Tables for Raced<'_> {
+    fn slot(&self, interface: u32) -> u32 {
+        self.tables.slot(interface)
+    }
+    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+        self.tables.frontend(key)
+    }
+    fn extent(&self, service: u32) -> Option<Extent> {
+        self.tables.extent(service)
+    }
+    fn backend(&self, row: u32) -> Option<Backend> {
+        self.tables.backend(row)
+    }
+    fn generation(&self, id: u32) -> u32 {
+        self.tables.generation(id)
+    }
+    fn endpoint(&self, address: &Address) -> Option<Endpoint> {
+        self.tables.endpoint(address)
+    }
+    fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
+        self.tables.look(table, key, at)
+    }
+    fn insert(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted> {
+        self.insert.set(self.insert.get() + 1);
+        let due = self
+            .act
+            .borrow_mut()
+            .take_if(|(nth, _)| *nth == self.insert.get());
+        if let Some((_, act)) = due {
+            act(self.tables);
+        }
+        self.tables.insert(table, key, flow)
+    }
+    fn note(&self, table: FlowTable, key: &FlowKey, note: Note) -> bool {
+        self.tables.note(table, key, note)
+    }
+    fn remove(&self, table: FlowTable, key: &FlowKey) {
+        self.tables.remove(table, key);
+    }
+    fn may_refuse(&self, now: u64) -> bool {
+        self.tables.may_refuse(now)
+    }
+    fn count(&self, reason: Reason) {
+        self.tables.count(reason);
+    }
+    fn now(&self) -> u64 {
+        self.tables.now()
+    }
+    fn random(&self) -> u32 {
+        self.tables.random()
+    }
+}
+
+fn send<T: Tables>(tables: &T, bytes: &[u8]) -> wire::Seen {
+    let (_, frame) = Node::cross(tables, CLIENT, Direction::FromPod, bytes, 0);
+    wire::read(&frame.bytes)
+}
+
+/// Two CPUs open one flow with different choices: both packets, and all later ones, go one way, and
+/// nothing of the loser stays.
+#[test]
+fn of_two_cpus_that_open_a_flow_the_faster_decides() {
+    for Cast {
+        client,
+        service,
+        one,
+        two,
+    } in casts()
+    {
+        for nth in [1, 2] {
+            let mut node = Node::new();
+            node.service(service, UDP, &[one, two]);
+            node.tables.random.borrow_mut().extend([0, u32::MAX]);
+            let query = wire::udp(client, service, b"?");
+            let winner = RefCell::new(None);
+            let raced = Raced::before_insert(&node.tables, nth, |tables| {
+                *winner.borrow_mut() = Some(send(tables, &query));
+            });
+            let loser = send(&raced, &query);
+            let winner = winner.take().expect("the other CPU acted");
+            assert_eq!(winner.to, two);
+            assert_eq!(loser, winner, "the winner came before insert {nth}");
+            assert_eq!(node.tables.half_open.borrow().len(), 2);
+            assert_eq!(send(&node.tables, &query), winner);
+        }
+    }
+}
+
+/// The same with one choice: the reply's entry is shared, and must survive.
+#[test]
+fn two_cpus_with_one_choice_share_the_entries() {
+    for Cast {
+        client,
+        service,
+        one,
+        ..
+    } in casts()
+    {
+        for nth in [1, 2] {
+            let mut node = Node::new();
+            node.service(service, TCP, &[one]);
+            let syn = wire::tcp(client, service, SYN);
+            let raced = Raced::before_insert(&node.tables, nth, |tables| {
+                send(tables, &syn);
+            });
+            assert_eq!(send(&raced, &syn), wire::seen(client, one));
+            assert_eq!(node.tables.half_open.borrow().len(), 2);
+        }
+    }
+}
+
+/// A flow is promoted while another looks whether its reply key is free: it is not.
+#[test]
+fn a_reply_key_that_was_promoted_meanwhile_is_taken() {
+    for Cast {
+        client,
+        service,
+        one,
+        ..
+    } in casts()
+    {
+        let mut other_service = service;
+        other_service.set_port(81);
+        let mut node = Node::new();
+        node.service(service, UDP, &[one]);
+        node.service(other_service, UDP, &[one]);
+        send(&node.tables, &wire::udp(client, service, b"?"));
+        let raced = Raced::before_insert(&node.tables, 1, |tables| {
+            let answer = wire::udp(one, client, b"!");
+            Node::cross(tables, CLIENT, Direction::ToPod, &answer, 0);
+        });
+        let seen = send(&raced, &wire::udp(client, other_service, b"?"));
+        assert_eq!(seen.to, one);
+        assert_ne!(seen.from, client);
+        assert_eq!(node.tables.flows.borrow().len(), 2);
+        assert_eq!(node.tables.half_open.borrow().len(), 2);
+    }
+}
+
+/// The memory of an entry is recycled for another flow between the look-up and the copy.
+#[test]
+fn a_recycled_entry_is_not_taken_for_the_flow() {
+    for Cast {
+        client,
+        service,
+        one,
+        two,
+    } in casts()
+    {
+        let mut node = Node::new();
+        node.service(service, UDP, &[one]);
+        send(&node.tables, &wire::udp(client, service, b"?"));
+        let mut stranger = client;
+        stranger.set_port(50_000);
+        let recycled = {
+            send(&node.tables, &wire::udp(stranger, two, b"?"));
+            let half_open = node.tables.half_open.borrow();
+            let (_, flow) = half_open
+                .iter()
+                .find(|(key, _)| key.tuple.source_port == 50_000)
+                .expect("the stranger's flow");
+            *flow
+        };
+        for (key, flow) in node.tables.half_open.borrow_mut().iter_mut() {
+            if key.tuple.source_port == client.port() {
+                *flow = recycled;
+            }
+        }
+        let seen = send(&node.tables, &wire::udp(client, service, b"?"));
+        assert_eq!(seen, wire::seen(client, one));
+    }
+}
+
+/// The memory of a frontend likewise: its digest tells.
+#[test]
+fn frontends_have_digests_of_their_own() {
+    let mut digests = std::collections::BTreeSet::new();
+    for host in 0..64u8 {
+        for port in 0..64u16 {
+            for protocol in [TCP, UDP] {
+                let address = crate::address::map_v4([10, 96, 0, host]);
+                digests.insert(FrontendKey::new(address, 8000 + port, protocol).check());
+            }
+        }
+    }
+    assert!(digests.len() > 8100, "{} of 8192 differ", digests.len());
+}
