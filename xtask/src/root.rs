@@ -18,11 +18,17 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("sudo");
     // sudo puts its own PATH in place of the caller's, even with -E.
     let mut path = OsString::from("PATH=");
-    path.push(env::var_os("PATH").unwrap_or_default());
-    path.push(":/usr/sbin:/sbin");
+    path.push(search_path());
     command.args(["-n", "-E", "--", "env"]).arg(path);
     command.arg(program);
     command
+}
+
+/// The caller's search path, and where programs for root are.
+pub fn search_path() -> OsString {
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    path
 }
 
 /// Checks that [`command`] will work, to `what` end.

@@ -1,18 +1,20 @@
 //! The executables of the tests: built as the caller, run layer by layer.
 
-use std::{env, ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf, process::Command};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 
 use super::{
     layer::Layer,
     report::Report,
-    suite::{Counts, Suite},
+    suite::{self, Counts, Suite},
 };
 use crate::{
     artifacts::{cargo, executables},
-    children,
+    children, root,
 };
+
+const EXAMPLES: &str = "examples in the documentation";
 
 /// The executables of the tests and of what they start.
 pub struct Built {
@@ -55,41 +57,42 @@ impl Built {
 
     /// Runs the tests of `layer` whose names contain `filter`.
     pub fn run(&self, layer: Layer, filter: Option<&str>, report: &mut Report) -> Result<Counts> {
-        let mut path = env::var_os("PATH").unwrap_or_default();
-        path.push(":/usr/sbin:/sbin");
-        let mut skip = false;
-        if layer == Layer::Cluster {
-            match self.control_plane()? {
-                Some(mut folders) => {
-                    folders.push(":");
-                    folders.push(path);
-                    path = folders;
-                }
-                None => skip = true,
-            }
-        }
-
+        let path = match layer {
+            Layer::Pure | Layer::Golden | Layer::Packet | Layer::Net => Some(root::search_path()),
+            Layer::Cluster => self.control_plane()?,
+        };
         let mut sum = Counts::default();
-        for suite in self.suites.iter().filter(|suite| suite.layer == layer) {
-            println!("\n{}: {}", layer.name(), suite.name);
-            let counts = if skip {
-                suite.skip(filter)?
-            } else {
-                suite.run(filter, &path)?
-            };
+        let mut add = |name: &str, counts: Counts| {
             if counts.failed > 0 {
-                report.failed(&format!("{} {}", layer.name(), suite.name));
+                report.failed(layer, name);
             }
             sum += counts;
+        };
+
+        for suite in self.suites.iter().filter(|suite| suite.layer == layer) {
+            println!("\n{}: {}", layer.name(), suite.name);
+            let counts = match &path {
+                Some(path) => suite.run(filter, path)?,
+                None => suite.skip(filter)?,
+            };
+            add(&suite.name, counts);
+        }
+        if layer == Layer::Pure {
+            println!("\n{}: {EXAMPLES}", layer.name());
+            let mut examples = cargo("test");
+            examples.args(["--doc", "--"]).args(filter);
+            add(EXAMPLES, suite::run(examples)?);
         }
         Ok(sum)
     }
 
-    /// The folders of the control plane's programs; `None` when there is no getting them, which
-    /// has been explained by then.
+    /// The search path of the cluster layer, which begins with the control plane; `None` when there
+    /// is no getting that, which has been explained by then.
     fn control_plane(&self) -> Result<Option<OsString>> {
         let (status, folders) = children::output(Command::new(&self.control_plane))?;
-        let folders = OsString::from_vec(folders.trim_ascii_end().to_vec());
-        Ok(status.success().then_some(folders))
+        let mut path = OsString::from_vec(folders.trim_ascii_end().to_vec());
+        path.push(":");
+        path.push(root::search_path());
+        Ok(status.success().then_some(path))
     }
 }

@@ -13,8 +13,8 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn failed(&mut self, suite: &str) {
-        self.failed.push(suite.to_owned());
+    pub fn failed(&mut self, layer: Layer, suite: &str) {
+        self.failed.push(format!("{}: {suite}", layer.name()));
     }
 
     pub fn layer(&mut self, layer: Layer, counts: Counts, took: Duration) {
