@@ -18,7 +18,7 @@ use kube::{
 use tokio::{sync::Notify, time::timeout};
 use tower::{BoxError, ServiceBuilder};
 
-use super::feed::with_causes;
+use super::feed::explain;
 
 /// Time for a connection to come up.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -131,8 +131,8 @@ impl Servers {
                     self.current.store(index, Ordering::Relaxed);
                     return Ok(response);
                 }
-                Ok(Err(error)) => failures.push(format!("{address} {}", with_causes(&error))),
-                Err(_) => failures.push(format!("{address} does not answer")),
+                Ok(Err(error)) => failures.push(format!("{address}: {}", explain(&error))),
+                Err(_) => failures.push(format!("{address}: no answer")),
             }
         }
         Err(failures.join("; ").into())
@@ -208,7 +208,7 @@ mod tests {
         second.abort();
         let _ = second.await;
         let error = node(&client).await.expect_err("nobody answers");
-        let error = with_causes(&error);
+        let error = explain(&error);
         for address in [one, two] {
             assert!(error.contains(&format!("http://{address}/")), "{error}");
         }

@@ -1,6 +1,6 @@
 //! From a watch to changes, and to what to say while it fails.
 
-use std::future::ready;
+use std::{error::Error, future::ready};
 
 use futures::{Stream, StreamExt, stream};
 use kube::{Resource, runtime::watcher};
@@ -43,22 +43,30 @@ impl Subject {
                 "forbidden: the agent's role must allow verb \"{verb}\" on resource \
                  \"{resource}\" of API group \"{group}\""
             ),
-            kube::Error::Api(status) => format!("{verb}: {} ({})", status.message, status.code),
-            other => format!("{verb}: {}", with_causes(other)),
+            other => format!("{verb}: {}", explain(other)),
         })
     }
 }
 
+/// What went wrong, in the words of whoever said so.
+pub fn explain(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        kube::Error::Service(error) => with_causes(error.as_ref()),
+        other => with_causes(other),
+    }
+}
+
 /// The error and all that led to it.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let error_text = error.to_string();
-        if !text.ends_with(&error_text) {
-            text = format!("{text}: {error_text}");
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in anyhow::Chain::new(error).map(ToString::to_string) {
+        // Many repeat the cause themselves.
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
         }
-        cause = error.source();
     }
     text
 }
@@ -100,6 +108,8 @@ pub fn changes<K>(
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use futures::{FutureExt, channel::mpsc};
     use k8s_openapi::{
         api::discovery::v1::EndpointSlice, apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -134,7 +144,7 @@ mod tests {
     }
 
     fn drain(changes: &mut (impl Stream<Item = Change> + Unpin)) -> Vec<Change> {
-        std::iter::from_fn(|| changes.next().now_or_never().flatten()).collect()
+        iter::from_fn(|| changes.next().now_or_never().flatten()).collect()
     }
 
     fn trouble(text: Option<&str>) -> Change {
@@ -207,7 +217,7 @@ mod tests {
                 .unbounded_send(Err(refused()))
                 .expect("the feed listens");
         }
-        let text = "list: ServiceError: connection refused";
+        let text = "list: connection refused";
         assert_eq!(drain(&mut changes), [trouble(Some(text))]);
 
         for _ in 0..3 {

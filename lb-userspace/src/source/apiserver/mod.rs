@@ -2,11 +2,11 @@
 
 mod connect;
 mod feed;
+mod patience;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
-use anyhow::Context;
-use backon::ExponentialBuilder;
+use anyhow::{Context, anyhow};
 use futures::{
     Stream, StreamExt,
     stream::{self, BoxStream},
@@ -19,8 +19,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{
         WatchStreamExt,
-        utils::ResetTimerBackoff,
-        watcher::{self, ExponentialBackoff, watcher},
+        watcher::{self, watcher},
     },
 };
 use serde::de::DeserializeOwned;
@@ -33,13 +32,8 @@ use crate::world::{
     service::{self, PROXY_NAME_LABEL},
 };
 
-use feed::Subject;
-
-/// Waiting times after failures: the first, and the most. An apiserver that restarts is followed
-/// again within seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
-/// Time without a failure after which the next one waits as the first does.
-const CALM: Duration = Duration::from_secs(60);
+use feed::{Subject, explain};
+use patience::Patience;
 
 /// An apiserver and the right to read from it.
 pub struct ApiServer {
@@ -105,7 +99,7 @@ impl ApiServer {
         let nodes = nodes
             .list_metadata(&ListParams::default())
             .await
-            .context("list nodes")?;
+            .map_err(|error| anyhow!("list nodes: {}", explain(&error)))?;
         Ok(nodes.iter().map(ResourceExt::name_any).collect())
     }
 
@@ -119,16 +113,8 @@ impl ApiServer {
     {
         let answered = Arc::new(Notify::new());
         let client = connect::noting_answers(self.client.clone(), Arc::clone(&answered));
-        let (shortest, longest) = BACKOFF;
-        let backoff = ExponentialBuilder::new()
-            .with_min_delay(shortest)
-            .with_max_delay(longest)
-            .with_jitter()
-            .without_max_times();
         // Lists come from the apiserver's cache: an agent on every node asks.
-        let events = watcher(Api::all(client), config.any_semantic()).backoff(
-            ResetTimerBackoff::new(ExponentialBackoff::from(backoff), CALM),
-        );
+        let events = watcher(Api::all(client), config.any_semantic()).backoff(Patience::new());
         let answers = stream::unfold(answered, |answered| async {
             answered.notified().await;
             Some(((), answered))
