@@ -35,7 +35,10 @@ pub fn client(config: Config, addresses: &[Uri]) -> anyhow::Result<Client> {
     }
     let mut servers = Vec::new();
     for config in at_addresses(config, addresses)? {
-        servers.push((config.cluster_url.clone(), single(config)?));
+        servers.push(Server {
+            address: config.cluster_url.to_string().trim_end_matches('/').into(),
+            client: single(config)?,
+        });
     }
     let servers = Arc::new(Servers {
         servers,
@@ -110,9 +113,14 @@ fn single(config: Config) -> anyhow::Result<Client> {
 
 /// One apiserver under several addresses.
 struct Servers {
-    servers: Vec<(Uri, Client)>,
+    servers: Vec<Server>,
     /// The one that answered last.
     current: AtomicUsize,
+}
+
+struct Server {
+    address: String,
+    client: Client,
 }
 
 impl Servers {
@@ -123,7 +131,7 @@ impl Servers {
         let mut failures = Vec::new();
         for turn in 0..self.servers.len() {
             let index = (first + turn) % self.servers.len();
-            let (address, client) = &self.servers[index];
+            let Server { address, client } = &self.servers[index];
             let body = body.try_clone().ok_or("a body that is a stream")?;
             let request = Request::from_parts(parts.clone(), body);
             match timeout(ANSWER, client.send(request)).await {
@@ -210,7 +218,7 @@ mod tests {
         let error = node(&client).await.expect_err("nobody answers");
         let error = explain(&error);
         for address in [one, two] {
-            assert!(error.contains(&format!("http://{address}/")), "{error}");
+            assert!(error.contains(&format!("http://{address}: ")), "{error}");
         }
         assert!(error.contains("Connection refused"), "{error}");
         Ok(())
