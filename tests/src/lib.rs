@@ -1,4 +1,6 @@
 //! The sandbox of network namespaces, and the harnesses that tests share.
 
 pub mod control_plane;
+pub mod demo;
+pub mod evenness;
 pub mod sandbox;

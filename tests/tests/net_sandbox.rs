@@ -1,19 +1,24 @@
 //! What the other tests rely on: without any service proxy, everything in a sandbox that has an
 //! address can be reached at it, and nothing of a sandbox stays behind.
 
-use std::{net::SocketAddr, path::Path, process::ExitCode};
+use std::{env, fs, net::SocketAddr, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_tests::demo::Cluster;
 use lb_tests::sandbox::{
     Failure, Family, Protocol, Sandbox, Topology, cluster_ip, remove_on_signal,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> Result<ExitCode> {
-    remove_on_signal()?;
-    let mut trials = vec![Trial::test("nothing stays behind", || {
-        check(leaves_nothing())
-    })];
+    remove_on_signal(130)?;
+    let mut trials = vec![
+        Trial::test("nothing stays behind", || check(leaves_nothing())),
+        Trial::test(
+            "the examples are what the demo writes",
+            || check(examples()),
+        ),
+    ];
     for topology in [Topology::PointToPoint, Topology::Bridge] {
         for nodes in 1..=3 {
             let name = format!("plain connectivity {topology:?} {nodes} nodes");
@@ -23,8 +28,26 @@ fn main() -> Result<ExitCode> {
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }
 
+/// The files in `examples/` are those of the demo with one node; `UPDATE=1` writes them.
+fn examples() -> Result<()> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    for (file, content) in Cluster::create(Topology::PointToPoint, 1)?.files()? {
+        let path = directory.join(file);
+        if env::var_os("UPDATE").is_some() {
+            fs::write(&path, &content)?;
+        }
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        ensure!(
+            found == content,
+            "{} is not what the demo writes",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 fn check(result: Result<()>) -> Result<(), Failed> {
-    result.map_err(|error| format!("{error:?}").into())
+    result.map_err(|error| format!("{error:#}").into())
 }
 
 fn plain(topology: Topology, nodes: u8) -> Result<()> {

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     let outcome = children::forward_signals().and_then(|()| match command {
         Command::Setup(args) => setup::run(&args),
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(&args),
         Command::Test(args) => test::run(&args),
     });
     outcome.unwrap_or_else(|error| {

@@ -43,16 +43,24 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts it; the flags come after those that say where things are.
+    /// Starts it on a directory of manifests; the flags come after those that say where things are.
     pub fn start<I>(node: &Node, manifests: &Path, flags: I) -> Result<Self>
+    where
+        I: IntoIterator<Item: AsRef<OsStr>>,
+    {
+        Self::follow(node, "--manifests", manifests, flags)
+    }
+
+    /// Starts it on what a file or directory says, which `source` is the flag for.
+    pub fn follow<I>(node: &Node, source: &str, at: &Path, flags: I) -> Result<Self>
     where
         I: IntoIterator<Item: AsRef<OsStr>>,
     {
         let log = node.directory().join("lb.log");
         let mut command = tied(program()?);
         command
-            .args(["run", "--node-name", node.name(), "--manifests"])
-            .arg(manifests)
+            .args(["run", "--node-name", node.name(), source])
+            .arg(at)
             .args(places(node))
             .args(flags)
             .stdin(Stdio::null())

@@ -154,6 +154,25 @@ impl Conversation {
         self.reply(&answer)
     }
 
+    /// Asks who is there, and closes the connection in a way that leaves the client's port free: the
+    /// server closes first. TCP only.
+    pub async fn part(mut self) -> Result<Reply, Failure> {
+        let answer = patiently(self.exchange("part\n", 0)).await?;
+        if let Transport::Tcp(stream) = &mut self.transport {
+            patiently(stream.read_to_end(&mut Vec::new())).await?;
+        }
+        self.reply(&answer)
+    }
+
+    /// Asks who is there, and ends the connection with a reset. TCP only.
+    pub async fn abort(mut self) -> Result<Reply, Failure> {
+        let reply = self.ask().await;
+        if let Transport::Tcp(stream) = &self.transport {
+            stream.get_ref().set_zero_linger()?;
+        }
+        reply
+    }
+
     async fn exchange(&mut self, request: &str, more: usize) -> io::Result<String> {
         match &mut self.transport {
             Transport::Tcp(stream) => {

@@ -17,9 +17,9 @@ use super::namespace;
 /// One directory per process that has sandboxes.
 const DIRECTORIES: &str = "/run/lb-sandbox";
 
-/// Removes this process's sandboxes and exits with 130 when it is interrupted, terminated or hung
+/// Removes this process's sandboxes and exits with `code` when it is interrupted, terminated or hung
 /// up. For processes that have nothing else to do on these signals.
-pub fn remove_on_signal() -> Result<()> {
+pub fn remove_on_signal(code: i32) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -37,7 +37,7 @@ pub fn remove_on_signal() -> Result<()> {
         });
         if waited.is_ok() {
             remove(process::id());
-            process::exit(130);
+            process::exit(code);
         }
     };
     thread::Builder::new()
@@ -81,8 +81,12 @@ fn remove(pid: u32) {
     for sandbox in entries(&directory) {
         remove_sandbox(&directory.join(sandbox));
     }
-    // Fails where another sandbox is still being removed, which is then the last to do this.
-    let _ = fs::remove_dir(directory);
+    remove_owner(pid);
+}
+
+/// Removes the directory of a process if it has no sandbox any more.
+pub(super) fn remove_owner(pid: u32) {
+    let _ = fs::remove_dir(directory(pid));
 }
 
 /// Removes the directory of a sandbox, in which `NODE/bpf` may be a bpf file system.

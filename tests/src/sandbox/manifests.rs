@@ -1,12 +1,14 @@
 //! Objects as `kubectl get -o yaml` prints them, and the directory that the agent reads them from.
 
 use std::{
+    collections::BTreeSet,
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use lb_userspace::status::Status;
 use serde_json::{Value, json};
 
 use super::{
@@ -137,6 +139,18 @@ impl Service {
         pods.into_iter().fold(self, Self::endpoint)
     }
 
+    /// Takes the endpoint of a pod out.
+    #[must_use]
+    pub fn without(mut self, pod: &str) -> Self {
+        self.endpoints.retain(|endpoint| endpoint.pod != pod);
+        self
+    }
+
+    /// The file that [`Manifests::write_service`] writes.
+    pub fn file(&self) -> String {
+        format!("{}.yaml", self.name)
+    }
+
     /// The ClusterIP of one family.
     pub fn ip(&self, family: Family) -> IpAddr {
         self.ips.get(family)
@@ -145,6 +159,39 @@ impl Service {
     /// `namespace/name`.
     pub fn key(&self) -> String {
         format!("{NAMESPACE}/{}", self.name)
+    }
+
+    /// Whether a node serves it as the objects say: with the ready endpoints, all ports, and both
+    /// families.
+    pub fn is_served(&self, status: &Status) -> bool {
+        let Some(served) = status
+            .services
+            .iter()
+            .find(|served| served.service == self.key())
+        else {
+            return false;
+        };
+        let expected: BTreeSet<(SocketAddr, &str, BTreeSet<SocketAddr>)> = Family::BOTH
+            .into_iter()
+            .flat_map(|family| self.ports.iter().map(move |port| (family, port)))
+            .map(|(family, port)| {
+                let ready = self.endpoints.iter().filter(|endpoint| endpoint.ready);
+                let backends = ready
+                    .map(|endpoint| SocketAddr::new(endpoint.addresses.get(family), port.target))
+                    .collect();
+                (
+                    SocketAddr::new(self.ip(family), port.port),
+                    port.protocol.name(),
+                    backends,
+                )
+            })
+            .collect();
+        let actual = served.ports.iter().flat_map(|port| {
+            let backends: BTreeSet<SocketAddr> = port.backends.iter().copied().collect();
+            let frontends = port.frontends.iter();
+            frontends.map(move |frontend| (*frontend, &port.protocol[..], backends.clone()))
+        });
+        actual.collect::<BTreeSet<_>>() == expected
     }
 
     /// The Service and one EndpointSlice per family.
@@ -294,6 +341,7 @@ fn pod_object(name: &str, node: &str, host: Option<Pair>, own: Pair, host_networ
         },
         "spec": spec,
         "status": {
+            "conditions": [{ "status": "True", "type": "Ready" }],
             "hostIP": host.map(|host| host.v4),
             "hostIPs": host.map(addresses),
             "phase": "Running",
@@ -327,7 +375,7 @@ impl Manifests {
 
     /// Writes a Service with its EndpointSlices to a file of its own.
     pub fn write_service(&self, service: &Service) -> Result<()> {
-        self.write(&format!("{}.yaml", service.name), &service.objects())
+        self.write(&service.file(), &service.objects())
     }
 
     /// Writes a file in one step: a reader sees the old text or the new.

@@ -200,5 +200,6 @@ struct Cleanup(PathBuf);
 impl Drop for Cleanup {
     fn drop(&mut self) {
         leftovers::remove_sandbox(&self.0);
+        leftovers::remove_owner(process::id());
     }
 }

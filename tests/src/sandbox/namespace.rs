@@ -38,8 +38,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace that `ip netns exec NAME` enters. IPv6 addresses in it work at once: there
-    /// is nobody to collide with.
+    /// Makes a namespace that `ip netns exec NAME` enters.
     pub fn create(name: &str) -> Result<Self> {
         let (ready, made) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
@@ -105,6 +104,18 @@ impl Namespace {
                 Err(error) => panic!("{}: {error}", self.name),
             },
         }
+    }
+
+    /// Runs what blocks, such as the sockets of [`std::net`], on a thread of its own in the
+    /// namespace.
+    pub fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        // A thread inherits the namespace of the thread that starts it.
+        self.run(async {
+            match tokio::task::spawn_blocking(work).await {
+                Ok(output) => output,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        })
     }
 
     /// Starts a process in the namespace.

@@ -2,7 +2,8 @@
 //!
 //! The protocol is a line each way: to any line the answer is `NAME saw ADDRESS:PORT`. A TCP
 //! connection takes any number of lines. The line `take N` announces N bytes, which are read before
-//! the answer; `give N` asks for N bytes after the answer.
+//! the answer; `give N` asks for N bytes after the answer; `part` asks the server to close the
+//! connection after the answer.
 
 use std::{io, net::SocketAddr};
 
@@ -89,6 +90,9 @@ async fn converse(answer: &str, stream: TcpStream) -> io::Result<()> {
         stream.write_all(answer.as_bytes()).await?;
         if let Some(size) = amount(&line, "give ") {
             tokio::io::copy(&mut tokio::io::repeat(b'.').take(size), &mut stream).await?;
+        }
+        if line == "part\n" {
+            break;
         }
         line.clear();
     }

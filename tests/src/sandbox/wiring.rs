@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::{
+    address::AddressHeaderFlags,
     link::{InfoData, InfoKind, InfoVeth},
     route::RouteScope,
 };
@@ -132,14 +133,11 @@ impl Wiring {
             .context("set an MTU")?)
     }
 
-    /// Gives a link an address.
+    /// Gives a link an address that works at once: there is nobody to collide with.
     pub(super) async fn address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<()> {
-        let added = self
-            .handle
-            .address()
-            .add(index, address, prefix)
-            .execute()
-            .await;
+        let mut request = self.handle.address().add(index, address, prefix);
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        let added = request.execute().await;
         added.with_context(|| format!("add the address {address}/{prefix}"))
     }
 

@@ -1,0 +1,62 @@
+//! Real TCP and UDP through network namespaces, links, routes and netfilter.
+
+mod cleanup;
+mod connections;
+mod errors;
+mod flows;
+mod manifests;
+mod restart;
+mod updates;
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lb_tests::sandbox::{Family, Protocol, remove_on_signal};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use self::world::{Shape, Shared, Stage};
+
+fn main() -> Result<ExitCode> {
+    remove_on_signal(130)?;
+    let mut trials = Vec::new();
+    for shape in Shape::all() {
+        trials.extend(connections::trials(&Shared::new(shape)));
+    }
+    trials.extend(flows::trials(&Shared::new(Shape::PLAIN)));
+    trials.extend(updates::trials());
+    trials.extend(errors::trials());
+    trials.extend(manifests::trials());
+    trials.extend(restart::trials());
+    trials.extend(cleanup::trials());
+    Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
+}
+
+/// A trial of its own.
+fn trial(name: impl Into<String>, test: impl Fn() -> Result<()> + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        test().map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
+/// One trial per protocol and family in a shared world.
+fn each(
+    shared: &Shared,
+    what: &str,
+    test: fn(&Stage, Protocol, Family) -> Result<()>,
+) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for protocol in Protocol::BOTH {
+        for family in Family::BOTH {
+            let shared = shared.clone();
+            let name = format!(
+                "{what} {} {} {}",
+                shared.name(),
+                protocol.name(),
+                family.name()
+            );
+            trials.push(trial(name, move || test(shared.get()?, protocol, family)));
+        }
+    }
+    trials
+}
