@@ -165,7 +165,7 @@ async fn attach_clsact(
     Ok(())
 }
 
-/// A link without a pin detaches itself.
+/// The kernel detaches a link that has no pin, a moment later.
 fn unpin(pin: &Path) -> Result<()> {
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

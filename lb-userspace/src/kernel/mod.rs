@@ -52,3 +52,6 @@ impl Hook {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
