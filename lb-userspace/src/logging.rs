@@ -12,9 +12,13 @@ pub enum Format {
     Json,
 }
 
-/// Logs from now on what `$RUST_LOG` selects; by default, everything from level info up.
+/// What is logged by default: from level info up, except that kube repeats at each attempt what the
+/// sources say once.
+const DEFAULT: &str = "info,kube_client=error,kube_runtime=error";
+
+/// Logs from now on what `$RUST_LOG` selects.
 pub fn init(format: Format) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);

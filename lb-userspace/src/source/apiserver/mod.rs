@@ -25,6 +25,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 
+use super::logged;
 use crate::world::{
     Change, Event, ObjectKey, Row,
     endpoint_slice::{self, HEADLESS_LABEL},
@@ -73,7 +74,7 @@ impl ApiServer {
         let own_name = format!("metadata.name={node}");
         let own_pods = format!("spec.nodeName={node}");
         let node = node.to_owned();
-        stream::select_all([
+        logged(stream::select_all([
             self.watch(
                 watcher::Config::default()
                     .labels(&format!("!{PROXY_NAME_LABEL}"))
@@ -90,7 +91,7 @@ impl ApiServer {
             self.watch(watcher::Config::default().fields(&own_pods), move |event| {
                 Change::Pod(reduced(event, |pod| pod::reduce(pod, &node)))
             }),
-        ])
+        ]))
     }
 
     /// The names of all Nodes.

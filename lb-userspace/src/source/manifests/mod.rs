@@ -10,6 +10,7 @@ use anyhow::Context;
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 
+use super::logged;
 use crate::world::Change;
 
 use directory::Directory;
@@ -43,7 +44,8 @@ impl Manifests {
                 thread::sleep(INTERVAL);
             }
         });
-        stream::poll_fn(move |context| receiver.poll_recv(context)).flat_map(stream::iter)
+        let batches = stream::poll_fn(move |context| receiver.poll_recv(context));
+        logged(batches.flat_map(stream::iter))
     }
 
     /// The names of the Nodes in the directory as it is now.
