@@ -35,13 +35,18 @@ pub struct Interfaces {
     in_use: watch::Sender<BTreeSet<u32>>,
     /// Whether our programs are attached, by interface index; else why not.
     attached: BTreeMap<u32, Result<(), String>>,
-    /// Interfaces of an earlier agent that have not been looked at.
-    restored: BTreeSet<u32>,
+    /// Interfaces of an earlier agent, until those that lead to pods are known.
+    restored: Option<BTreeSet<u32>>,
     /// Interfaces whose inside is to be read.
     unread: BTreeSet<u32>,
     /// What `ENDPOINTS` holds.
     endpoints: BTreeMap<Address, Endpoint>,
+    pending: bool,
 }
+
+/// Interfaces that are attached before other things have their turn: the kernel waits for all its
+/// readers each time.
+const TURN: usize = 4;
 
 impl Interfaces {
     /// Starts from what an earlier agent left. Must be called within a tokio runtime.
@@ -55,7 +60,7 @@ impl Interfaces {
             (to_ip(address), holder)
         });
         let interfaces = tables.interfaces()?;
-        let restored = interfaces.keys().copied().collect();
+        let restored = Some(interfaces.keys().copied().collect());
         let slots = Slots::restore(interfaces, &owners(pins)?);
         Ok(Self {
             by_name: !patterns.is_empty(),
@@ -68,6 +73,7 @@ impl Interfaces {
             restored,
             unread: BTreeSet::new(),
             endpoints,
+            pending: false,
         })
     }
 
@@ -85,6 +91,9 @@ impl Interfaces {
     pub fn apply(&mut self, change: LinkChange) {
         if let LinkChange::Seen(Link { index, .. }) = &change {
             self.unread.insert(*index);
+            if matches!(self.attached.get(index), Some(Err(_))) {
+                self.attached.remove(index);
+            }
         }
         self.links.apply(change);
     }
@@ -103,6 +112,11 @@ impl Interfaces {
         }
     }
 
+    /// Whether there was more to do than one turn should take.
+    pub fn pending(&self) -> bool {
+        self.pending
+    }
+
     /// Lets every inside be read again.
     pub fn reread(&mut self) {
         self.unread.extend(self.attached.keys());
@@ -113,9 +127,9 @@ impl Interfaces {
         self.claims.wanting()
     }
 
-    /// Whether an interface waits for another try.
-    pub fn failing(&self) -> bool {
-        self.attached.values().any(Result::is_err)
+    /// Lets what failed be tried again.
+    pub fn retry(&mut self) {
+        self.attached.retain(|_, attached| attached.is_ok());
     }
 
     /// Attaches to the interfaces that lead to pods, leaves those that no longer do, reads what is
@@ -129,10 +143,15 @@ impl Interfaces {
     ) -> Result<()> {
         let known = self.by_name || world.node(node).is_some();
         let taken: Vec<Link> = self.links.taken().cloned().collect();
-        for link in &taken {
-            if known || self.restored.contains(&link.index) {
-                self.attach(link, tables, programs).await;
-            }
+        let mut untried = taken.iter().filter(|link| {
+            let restored = self.restored.as_ref();
+            let ours = known || restored.is_some_and(|restored| restored.contains(&link.index));
+            ours && !self.attached.contains_key(&link.index)
+        });
+        let turn: Vec<_> = untried.by_ref().take(TURN).collect();
+        self.pending = untried.next().is_some();
+        for link in turn {
+            self.attach(link, tables, programs).await;
         }
         if self.links.listed() && known {
             let taken: BTreeSet<_> = taken.iter().map(|link| link.index).collect();
@@ -144,16 +163,11 @@ impl Interfaces {
 
     async fn attach(&mut self, link: &Link, tables: &mut Tables, programs: &mut Programs) {
         let Link { index, name, .. } = link;
-        if matches!(self.attached.get(index), Some(Ok(()))) {
-            return;
-        }
         let attached = self.try_attach(*index, name, tables, programs).await;
         let attached = attached.map_err(|error| format!("{error:#}"));
-        if self.attached.get(index) != Some(&attached) {
-            match &attached {
-                Ok(()) => info!(interface = %name, "attached"),
-                Err(error) => warn!(interface = %name, "cannot attach, trying again: {error}"),
-            }
+        match &attached {
+            Ok(()) => info!(interface = %name, "attached"),
+            Err(error) => warn!(interface = %name, "cannot attach, will try again: {error}"),
         }
         self.attached.insert(*index, attached);
         self.unread.insert(*index);
@@ -180,19 +194,27 @@ impl Interfaces {
         tables: &mut Tables,
         programs: &mut Programs,
     ) -> Result<()> {
-        self.restored.clear();
+        let first = self.restored.take().is_some();
         let ours: BTreeSet<_> = self.slots.interfaces().collect();
         let left = &ours - taken;
         for index in &left {
-            if let Some((link, _)) = self.links.judged().find(|(link, _)| link.index == *index) {
-                programs.detach(*index, &link.name).await?;
-                info!(interface = %link.name, "detached");
+            let link = self
+                .links
+                .judged()
+                .map(|(link, _)| link)
+                .find(|link| link.index == *index);
+            if let Some(Link { name, .. }) = link {
+                // Whatever it is that fails, the other interfaces have nothing to do with it.
+                match programs.detach(*index, name).await {
+                    Ok(()) => info!(interface = %name, "detached"),
+                    Err(error) => warn!(interface = %name, "cannot detach: {error:#}"),
+                }
             }
             tables.remove_interface(*index)?;
             self.slots.leave(*index);
             self.attached.remove(index);
         }
-        if !left.is_empty() {
+        if first || !left.is_empty() {
             programs.retain_links(taken)?;
             self.in_use.send_replace(self.slots.in_use());
             self.claims.retain(taken);

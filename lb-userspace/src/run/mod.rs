@@ -6,7 +6,8 @@ mod slots;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    future,
+    path::{Path, PathBuf},
     process,
     time::{Duration, Instant},
 };
@@ -25,10 +26,11 @@ use tracing::{error, info, warn};
 use self::{interfaces::Interfaces, services::Services};
 use crate::{
     api::{self, Query},
+    compile::PortName,
     kernel::{self, Attach, FlowCounts, Pins, Programs, Swept, Tables},
     links::{self, LinkChange},
     names::Names,
-    plan::{NoRoom, ServiceTables},
+    plan::NoRoom,
     status::{self, Problem, Status},
     world::{Change, Dirty, Kind, ObjectKey, World},
 };
@@ -56,7 +58,7 @@ pub struct Config {
 const DRAIN: usize = 4096;
 /// Between signs of life, and looks for addresses that are missing.
 const TICK: Duration = Duration::from_millis(500);
-/// Ticks between two readings of all insides.
+/// Ticks between two readings of all insides, and between attempts at what failed.
 const REREAD: u32 = 20;
 /// Between comparisons of the tables with what was written.
 const AUDIT: Duration = Duration::from_secs(180);
@@ -87,6 +89,7 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let tables = Tables::open(&pins)?;
     let interfaces = Interfaces::restore(pod_interfaces, &pins, &tables)?;
+    let names_path = Names::path(&socket);
     let (report, mut reports) = mpsc::channel(16);
     kernel::sweep(&pins, interfaces.slots(), report)?;
     tokio::spawn(api::serve(listener, ask));
@@ -95,7 +98,8 @@ pub async fn run(config: Config) -> Result<()> {
         source,
         pins,
         cgroup_root,
-        names: Names::path(&socket),
+        earlier_names: read_names(&names_path),
+        names_path,
         started: Instant::now(),
         world: World::default(),
         services: Services::default(),
@@ -128,6 +132,7 @@ pub async fn run(config: Config) -> Result<()> {
             },
             Some(query) = queries.recv() => agent.answer(query),
             Some(report) = reports.recv() => agent.sweep(report),
+            () = future::ready(()), if agent.interfaces.pending() => agent.settle().await,
             _ = tick.tick() => agent.tick().await,
             _ = audit.tick() => agent.audit().await,
             _ = terminate.recv() => break,
@@ -136,8 +141,23 @@ pub async fn run(config: Config) -> Result<()> {
         agent.program();
     }
     info!("stopping; the programs go on with what the tables say");
-    agent.write_names();
+    agent.keep_names();
     Ok(())
+}
+
+/// The names that an earlier agent left.
+fn read_names(path: &Path) -> BTreeMap<u32, PortName> {
+    or_log(Names::read(path))
+        .map(|(names, _)| names.services)
+        .unwrap_or_default()
+}
+
+/// For answers that are worth giving without this part.
+fn or_log<T: Default>(result: Result<T>) -> T {
+    result.unwrap_or_else(|error| {
+        warn!("{error:#}");
+        T::default()
+    })
 }
 
 /// All that the agent knows and holds.
@@ -146,8 +166,9 @@ struct Agent {
     source: String,
     pins: Pins,
     cgroup_root: Option<PathBuf>,
-    /// Path of the file of names.
-    names: PathBuf,
+    names_path: PathBuf,
+    /// What an earlier agent left there, to go by until the tables are our own.
+    earlier_names: BTreeMap<u32, PortName>,
     started: Instant,
     world: World,
     services: Services,
@@ -229,16 +250,13 @@ impl Agent {
 
     async fn tick(&mut self) {
         self.ticks += 1;
-        if self.renamed {
-            self.write_names();
-        } else if let Err(error) = Names::touch(&self.names) {
-            warn!("{error:#}");
-            self.renamed = true;
+        self.keep_names();
+        let thorough = self.ticks.is_multiple_of(REREAD);
+        if thorough {
+            self.interfaces.retry();
         }
-        if self.interfaces.wanting() || self.ticks.is_multiple_of(REREAD) {
+        if thorough || self.interfaces.wanting() {
             self.interfaces.reread();
-            self.settle().await;
-        } else if self.interfaces.failing() {
             self.settle().await;
         }
         if self.waiting && self.ticks.is_multiple_of(PATIENCE) {
@@ -280,17 +298,29 @@ impl Agent {
         }
     }
 
-    fn write_names(&mut self) {
-        match self.names().write(&self.names) {
-            Ok(()) => self.renamed = false,
-            Err(error) => warn!("{error:#}"),
+    /// Keeps the file of names up to date, once the names are known, and gives a sign of life.
+    fn keep_names(&mut self) {
+        if self.services.tables().is_none() {
+            return;
+        }
+        let kept = match self.renamed {
+            true => self.names().write(&self.names_path),
+            false => Names::touch(&self.names_path),
+        };
+        self.renamed = kept.is_err();
+        if let Err(error) = kept {
+            warn!("{error:#}");
         }
     }
 
     fn names(&self) -> Names {
+        let services = match self.services.tables() {
+            Some(_) => self.services.names(),
+            None => self.earlier_names.clone(),
+        };
         Names {
             pid: process::id(),
-            services: self.services.names(),
+            services,
         }
     }
 
@@ -303,9 +333,15 @@ impl Agent {
     }
 
     fn status(&self) -> Status {
-        let nothing = ServiceTables::default();
-        let tables = self.services.tables().unwrap_or(&nothing);
-        let mut services = status::services(tables, &self.services.names());
+        let found;
+        let tables = match self.services.tables() {
+            Some(tables) => tables,
+            None => {
+                found = or_log(self.tables.services());
+                &found
+            }
+        };
+        let mut services = status::services(tables, &self.names().services);
         for service in &mut services {
             let (namespace, name) = service.service.split_once('/').unwrap_or_default();
             let key = ObjectKey::new(namespace, name);
@@ -320,10 +356,7 @@ impl Agent {
             services,
             problems: self.problems(),
             tables: status::fills(tables, self.interfaces.endpoints(), Some(self.flows)),
-            counters: self.tables.counters().unwrap_or_else(|error| {
-                error!("{error:#}");
-                BTreeMap::new()
-            }),
+            counters: or_log(self.tables.counters()),
         }
     }
 
