@@ -11,7 +11,7 @@ pub enum Layer {
     Golden,
     /// Packets through the loaded programs (root)
     Packet,
-    /// TCP and UDP through network namespaces (root)
+    /// TCP and UDP through network namespaces, and unit tests that need the kernel (root)
     Net,
     /// A real control plane drives the agent (root)
     Cluster,
@@ -36,13 +36,12 @@ impl Layer {
         }
     }
 
-    /// The targets that `cargo test` has to build for it.
+    /// The targets that `cargo test` has to build for it, all if none is named.
     pub const fn targets(self) -> &'static [&'static str] {
         match self {
-            Self::Pure => &["--lib", "--bins"],
+            Self::Pure | Self::Net => &[],
             Self::Golden => &["--test=golden"],
             Self::Packet => &["--test=packet"],
-            Self::Net => &["--test=net*"],
             Self::Cluster => &["--test=cluster"],
         }
     }

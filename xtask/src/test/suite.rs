@@ -22,6 +22,15 @@ pub struct Counts {
     pub skipped: u32,
 }
 
+impl Counts {
+    pub fn skipped(skipped: u32) -> Self {
+        Self {
+            skipped,
+            ..Self::default()
+        }
+    }
+}
+
 impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         let Self {
@@ -59,35 +68,48 @@ impl Suite {
 
     /// Runs the tests whose names contain `filter`, with `path` as search path.
     pub fn run(&self, filter: Option<&str>, path: &OsString) -> Result<Counts> {
-        let mut assignment = OsString::from("PATH=");
-        assignment.push(path);
         let mut command = if self.layer.needs_root() {
             root::command("env")
         } else {
             Command::new("env")
         };
-        command.arg(assignment).arg(&self.executable).args(filter);
-        if io::stdout().is_terminal() {
-            command.arg("--color=always");
-        }
-        command.current_dir(&self.folder);
+        self.complete(&mut command, filter, path);
         run(command)
     }
 
-    /// Counts the tests whose names contain `filter` as skipped.
-    pub fn skip(&self, filter: Option<&str>) -> Result<Counts> {
-        let output = Command::new(&self.executable)
-            .arg("--list")
-            .args(filter)
-            .current_dir(&self.folder)
+    /// As [`Self::run`], but those tests of a suite without root that are `#[ignore]`d because
+    /// they need it.
+    pub fn run_as_root(&self, filter: Option<&str>, path: &OsString) -> Result<Counts> {
+        let mut command = root::command("env");
+        self.complete(&mut command, filter, path);
+        command.arg("--ignored");
+        run(command)
+    }
+
+    /// Gives `env` what it is to run.
+    fn complete(&self, env: &mut Command, filter: Option<&str>, path: &OsString) {
+        let mut assignment = OsString::from("PATH=");
+        assignment.push(path);
+        env.arg(assignment).arg(&self.executable).args(filter);
+        if io::stdout().is_terminal() {
+            env.arg("--color=always");
+        }
+        env.current_dir(&self.folder);
+    }
+
+    /// How many tests have names that contain `filter`; only those that are `#[ignore]`d with
+    /// `ignored`.
+    pub fn count(&self, filter: Option<&str>, ignored: bool) -> Result<u32> {
+        let mut command = Command::new(&self.executable);
+        command.arg("--list").args(filter);
+        command.args(ignored.then_some("--ignored"));
+        command.current_dir(&self.folder);
+        let output = command
             .output()
             .with_context(|| format!("list the tests of {}", self.name))?;
         let listed = String::from_utf8_lossy(&output.stdout);
         let tests = listed.lines().filter(|line| line.ends_with(": test"));
-        Ok(Counts {
-            skipped: u32::try_from(tests.count()).unwrap_or(u32::MAX),
-            ..Counts::default()
-        })
+        Ok(u32::try_from(tests.count()).unwrap_or(u32::MAX))
     }
 }
 
