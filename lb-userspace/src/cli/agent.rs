@@ -91,7 +91,7 @@ impl Objects {
 
     async fn node_names(&self) -> Result<Vec<String>> {
         match self {
-            Self::Manifests(manifests) => Ok(manifests.node_names()),
+            Self::Manifests(manifests) => manifests.node_names(),
             Self::ApiServer(server) => server.node_names().await,
         }
     }

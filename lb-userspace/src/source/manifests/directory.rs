@@ -18,7 +18,8 @@ use crate::world::{Change, SourceTrouble, Trouble};
 /// The directory as last looked at and as last told.
 ///
 /// A file counts once two looks in a row find it the same, so that one in the middle of being
-/// written is not read, and one that is being replaced is not gone.
+/// written is not read, and one that is being replaced is not gone. Nothing is told before every
+/// file has counted once.
 pub struct Directory {
     path: PathBuf,
     node: String,
@@ -42,13 +43,27 @@ impl Directory {
         }
     }
 
+    /// The names of the Nodes in the directory at `path` as it is now, settled or not.
+    pub fn node_names(path: &Path) -> io::Result<Vec<String>> {
+        let mut directory = Self::new(path, "");
+        directory.seen = Some(stamps(path)?);
+        directory.look();
+        Ok(directory
+            .listing
+            .as_ref()
+            .map(Listing::node_names)
+            .unwrap_or_default())
+    }
+
     /// Looks once and returns what has changed.
     pub fn look(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut troubles = BTreeMap::new();
         match stamps(&self.path) {
             Ok(seen) => {
-                if self.read_settled(&seen) || self.listing.is_none() {
+                let changed = self.read_settled(&seen);
+                let first = self.listing.is_none();
+                if changed && !first || first && self.knows_all(&seen) {
                     changes = self.relist();
                 }
                 self.seen = Some(seen);
@@ -68,43 +83,29 @@ impl Directory {
         changes
     }
 
-    /// The names of the Nodes that the last look found.
-    pub fn node_names(&self) -> Vec<String> {
-        self.listing
-            .as_ref()
-            .map(Listing::node_names)
-            .unwrap_or_default()
-    }
-
     /// Reads the files that have settled and forgets those that are gone. Returns whether any
     /// object may be another.
     fn read_settled(&mut self, now: &BTreeMap<String, Stamp>) -> bool {
+        let Some(before) = &self.seen else {
+            return false;
+        };
         let mut changed = false;
         for (name, stamp) in now {
-            let settled = self
-                .seen
-                .as_ref()
-                .map(|before| before.get(name) == Some(stamp));
-            match settled {
-                Some(false) => {}
-                Some(true) => {
-                    let file = self.files.entry(name.clone()).or_default();
-                    changed |= file.update(&self.path.join(name), stamp);
-                }
-                // The first look waits for nothing, and what it read is read once more.
-                None => {
-                    let file = self.files.entry(name.clone()).or_default();
-                    changed |= file.update(&self.path.join(name), stamp);
-                    file.stamp = None;
-                }
+            if before.get(name) == Some(stamp) {
+                let file = self.files.entry(name.clone()).or_default();
+                changed |= file.update(&self.path.join(name), stamp);
             }
         }
-        let before = self.seen.as_ref();
         let known = self.files.len();
-        self.files.retain(|name, _| {
-            now.contains_key(name) || before.is_some_and(|before| before.contains_key(name))
-        });
+        self.files
+            .retain(|name, _| now.contains_key(name) || before.contains_key(name));
         changed || self.files.len() != known
+    }
+
+    /// Whether every file has counted once. The first look cannot tell.
+    fn knows_all(&self, now: &BTreeMap<String, Stamp>) -> bool {
+        let mut files = now.keys().map(|name| self.files.get(name));
+        self.seen.is_some() && files.all(|file| file.is_some_and(File::is_known))
     }
 
     fn relist(&mut self) -> Vec<Change> {
@@ -140,21 +141,27 @@ fn stamps(path: &Path) -> io::Result<BTreeMap<String, Stamp>> {
         if name.starts_with('.') {
             continue;
         }
-        // A link that leads nowhere is a file that cannot be read.
-        let Ok(metadata) = fs::metadata(entry.path()).or_else(|_| entry.metadata()) else {
-            continue;
-        };
+        // One that is gone since the directory was read is gone.
+        if let Ok(stamp) = Stamp::of(&entry.path()) {
+            stamps.insert(name, stamp);
+        }
+    }
+    Ok(stamps)
+}
+
+impl Stamp {
+    /// A link that leads nowhere is a file, one that cannot be read.
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path).or_else(|_| fs::symlink_metadata(path))?;
         let kind = metadata.file_type();
-        let stamp = Stamp {
+        Ok(Self {
             changed: (metadata.ctime(), metadata.ctime_nsec()),
             device: metadata.dev(),
             inode: metadata.ino(),
             length: metadata.len(),
             is_file: kind.is_file() || kind.is_symlink(),
-        };
-        stamps.insert(name, stamp);
+        })
     }
-    Ok(stamps)
 }
 
 /// What is known of one file.
@@ -170,6 +177,11 @@ struct File {
 }
 
 impl File {
+    /// Whether it has been read, or found to be unreadable.
+    fn is_known(&self) -> bool {
+        self.stamp.is_some() || !self.troubles.is_empty()
+    }
+
     /// Reads the file if its stamp is new. Returns whether its objects may be others.
     fn update(&mut self, path: &Path, stamp: &Stamp) -> bool {
         if self.stamp.replace(*stamp) == Some(*stamp) {
@@ -184,7 +196,13 @@ impl File {
             };
             return true;
         }
-        match fs::read(path) {
+        let text = fs::read(path);
+        if Stamp::of(path).ok() != Some(*stamp) {
+            // Written to while it was read.
+            self.stamp = None;
+            return false;
+        }
+        match text {
             Ok(text) => self.take(&text),
             Err(error) => {
                 self.stamp = None;
@@ -329,13 +347,42 @@ mod tests {
     }
 
     #[test]
-    fn the_first_look_waits_for_nothing() -> Result {
+    fn nothing_is_told_before_all_has_settled() -> Result {
         let mut followed = Followed::new()?;
         followed.write("a.yaml", service("a"))?;
+        assert_eq!(followed.look(), []);
+        followed.write("b.yaml", "")?;
+        assert_eq!(followed.look(), []);
+        followed.write("b.yaml", service("b"))?;
+        assert_eq!(followed.look(), []);
         followed.look();
         assert!(followed.world.synced());
-        assert_eq!(followed.services(), ["a"]);
+        assert_eq!(followed.services(), ["a", "b"]);
         assert_eq!(followed.look(), [], "nothing has changed");
+        Ok(())
+    }
+
+    #[test]
+    fn an_empty_directory_is_an_empty_list() -> Result {
+        let mut followed = Followed::new()?;
+        followed.settle();
+        assert!(followed.world.synced());
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_was_emptied_keeps_what_it_said() -> Result {
+        let mut followed = Followed::new()?;
+        followed.write("a.yaml", service("a"))?;
+        followed.settle();
+        followed.write("a.yaml", "")?;
+        followed.settle();
+        assert_eq!(followed.services(), ["a"]);
+        let trouble = "a.yaml: empty; what the file said before stays in force";
+        assert_eq!(followed.troubles(), [trouble]);
+        followed.write("a.yaml", "# nothing any more")?;
+        followed.settle();
+        assert_eq!(followed.services(), Vec::<String>::new());
         Ok(())
     }
 
@@ -529,13 +576,12 @@ mod tests {
 
     #[test]
     fn the_names_of_nodes_are_known() -> Result {
-        let mut followed = Followed::new()?;
+        let followed = Followed::new()?;
         followed.write(
             "n.yaml",
             "{apiVersion: v1, kind: Node, metadata: {name: n1}}",
         )?;
-        followed.look();
-        assert_eq!(followed.directory.node_names(), ["n1"]);
+        assert_eq!(Directory::node_names(followed.disk.path())?, ["n1"]);
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use crate::world::Change;
 use directory::Directory;
 
 /// Time between two looks at the directory.
-const INTERVAL: Duration = Duration::from_millis(100);
+const INTERVAL: Duration = Duration::from_millis(50);
 
 /// A directory of YAML and JSON files.
 pub struct Manifests {
@@ -49,9 +49,67 @@ impl Manifests {
     }
 
     /// The names of the Nodes in the directory as it is now.
-    pub fn node_names(&self) -> Vec<String> {
-        let mut directory = Directory::new(&self.path, "");
-        directory.look();
-        directory.node_names()
+    pub fn node_names(&self) -> anyhow::Result<Vec<String>> {
+        Directory::node_names(&self.path)
+            .with_context(|| format!("read the manifests in {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::world::World;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn service(name: &str) -> String {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+             spec: {{clusterIP: 10.96.0.10, ports: [{{port: 80}}]}}}}"
+        )
+    }
+
+    /// Follows until the world has just the service `name`.
+    async fn until(
+        name: &str,
+        world: &mut World,
+        changes: &mut (impl Stream<Item = Change> + Unpin),
+    ) -> anyhow::Result<()> {
+        let found = async {
+            while !world
+                .services()
+                .map(|(key, _)| key.name.as_str())
+                .eq([name])
+            {
+                let change = changes.next().await.context("the stream has ended")?;
+                world.apply(change);
+            }
+            Ok(())
+        };
+        timeout(SOON, found).await?
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_followed() -> anyhow::Result<()> {
+        let disk = TempDir::new()?;
+        fs::write(disk.path().join("web.yaml"), service("one"))?;
+        let mut changes = Manifests::open(disk.path())?.changes("n1").boxed();
+        let mut world = World::default();
+        until("one", &mut world, &mut changes).await?;
+        fs::write(disk.path().join("web.yaml"), service("two"))?;
+        until("two", &mut world, &mut changes).await
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_error() -> anyhow::Result<()> {
+        let disk = TempDir::new()?;
+        let missing = disk.path().join("missing");
+        let error = Manifests::open(&missing).err().context("an error")?;
+        let expected = format!("read the manifests in {}", missing.display());
+        assert_eq!(error.to_string(), expected);
+        Ok(())
     }
 }
