@@ -192,7 +192,9 @@ impl Allocations {
         if !own || !self.rows.reserve(first, 1 + rows.len() as u32) {
             return false;
         }
-        self.found.ids = &self.found.ids - &ids;
+        for id in ids {
+            self.found.ids.remove(&id);
+        }
         for row in first..=first + rows.len() as u32 {
             self.found.rows.remove(&row);
         }
