@@ -100,37 +100,34 @@ impl Wiring {
     /// Brings a link up.
     pub(super) async fn up(&self, index: u32) -> Result<()> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        Ok(self
-            .handle
+        self.handle
             .link()
             .set(message)
             .execute()
             .await
-            .context("bring a link up")?)
+            .context("bring a link up")
     }
 
     /// Makes a link a port of a bridge.
     pub(super) async fn join(&self, index: u32, bridge: u32) -> Result<()> {
         let message = LinkUnspec::new_with_index(index).controller(bridge).build();
-        Ok(self
-            .handle
+        self.handle
             .link()
             .set(message)
             .execute()
             .await
-            .context("join a bridge")?)
+            .context("join a bridge")
     }
 
     /// Sets the largest packet that a link sends, in bytes from the IP header on.
     pub(super) async fn mtu(&self, index: u32, mtu: u32) -> Result<()> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
-        Ok(self
-            .handle
+        self.handle
             .link()
             .set(message)
             .execute()
             .await
-            .context("set an MTU")?)
+            .context("set an MTU")
     }
 
     /// Gives a link an address that works at once: there is nobody to collide with.

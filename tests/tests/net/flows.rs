@@ -147,12 +147,9 @@ fn reopened(stage: &Stage, end: End, family: Family) -> Result<()> {
 }
 
 fn first_packets(topology: Topology) -> Result<()> {
-    const PODS: u8 = 20;
-    /// What a container runtime needs at the very least between the network and the first process.
-    const CONTAINER_START: Duration = Duration::from_millis(match option_env!("CS") {
-        Some(_) => 20,
-        None => 100,
-    });
+    const PODS: u8 = 10;
+    /// Less than a container runtime needs between the network and the first process.
+    const CONTAINER_START: Duration = Duration::from_millis(300);
 
     let mut world = World::without_agent(Shape {
         topology,
