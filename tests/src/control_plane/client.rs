@@ -122,10 +122,16 @@ impl Client {
 
     /// Deletes an object at once; one that is not there is an error.
     pub fn delete<K: Kind>(&self, namespace: &str, name: &str) -> Result<()> {
+        self.delete_after::<K>(namespace, name, 0)
+    }
+
+    /// Deletes an object once it had so many seconds to come to its end. No kubelet ends a pod, so
+    /// that it goes on terminating until it is deleted at once.
+    pub fn delete_after<K: Kind>(&self, namespace: &str, name: &str, seconds: u32) -> Result<()> {
         let api: Api<K> = Api::namespaced(self.kube.clone(), namespace);
         let name = name.to_owned();
         self.namespace.run(async move {
-            api.delete(&name, &DeleteParams::default().grace_period(0))
+            api.delete(&name, &DeleteParams::default().grace_period(seconds))
                 .await
                 .with_context(|| format!("delete {name}"))
                 .map(|_| ())

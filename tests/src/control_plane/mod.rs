@@ -4,6 +4,7 @@ mod binaries;
 mod client;
 mod credentials;
 mod go;
+mod logs;
 mod process;
 
 use std::{
@@ -18,12 +19,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 pub use self::{
     binaries::{Binaries, ensure, find},
-    client::Client,
+    client::{Client, Kind},
     credentials::kubeconfig,
+    logs::keep_logs,
 };
 use self::{
     credentials::{ADMIN_TOKEN, Credentials},
@@ -61,18 +62,22 @@ pub struct ControlPlane {
     controller_manager: Option<Process>,
     apiserver: Option<Process>,
     etcd: Process,
-    folder: TempDir,
+    folder: PathBuf,
 }
 
 impl ControlPlane {
     /// Starts a control plane in a namespace, to be reached at an address of it, and waits until it
-    /// is ready and has the objects that pods need.
-    pub fn start(binaries: Binaries, namespace: Arc<Namespace>, address: IpAddr) -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("lb-control-plane-")
-            .tempdir()?;
-        let credentials = Credentials::write(folder.path())?;
-        let etcd = start_etcd(&binaries.etcd, &namespace, folder.path())?;
+    /// is ready and has the objects that pods need. `folder` is for its data; it is made here, and
+    /// the logs in it are kept if the start fails.
+    pub fn start(
+        binaries: Binaries,
+        namespace: Arc<Namespace>,
+        address: IpAddr,
+        folder: PathBuf,
+    ) -> Result<Self> {
+        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        let credentials = Credentials::write(&folder)?;
+        let etcd = start_etcd(&binaries.etcd, &namespace, &folder)?;
         let mut plane = Self {
             namespace,
             address,
@@ -83,11 +88,16 @@ impl ControlPlane {
             etcd,
             folder,
         };
-        let started = plane.begin();
-        if started.is_err() {
-            plane.keep_logs();
+        match plane.begin() {
+            Ok(()) => Ok(plane),
+            Err(error) => {
+                let logs = keep_logs([plane.folder()])?;
+                Err(error.context(format!(
+                    "start a control plane (its logs are in {})",
+                    logs.display()
+                )))
+            }
         }
-        started.map(|()| plane)
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -111,12 +121,12 @@ impl ControlPlane {
 
     /// The certificate that the apiserver's is signed with, as a PEM file.
     pub fn certificate_authority(&self) -> PathBuf {
-        self.folder.path().join("apiserver.crt")
+        self.folder.join("apiserver.crt")
     }
 
-    /// A folder that goes with the control plane, for files of those who use it.
+    /// Where its data, its logs and its certificate are.
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// A connection that may do everything.
@@ -141,7 +151,7 @@ impl ControlPlane {
 
     /// Starts the apiserver and waits until it is ready.
     pub fn start_apiserver(&mut self) -> Result<()> {
-        let folder = self.folder.path();
+        let folder = &self.folder;
         let mut process = Process::start(
             &self.namespace,
             &self.binaries.apiserver,
@@ -169,17 +179,8 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Keeps the folder with the logs, and says where it is.
-    pub fn keep_logs(&mut self) {
-        self.folder.disable_cleanup(true);
-        eprintln!(
-            "the logs of the control plane are in {}",
-            self.folder.path().display()
-        );
-    }
-
     fn start_controller_manager(&mut self) -> Result<()> {
-        let folder = self.folder.path();
+        let folder = &self.folder;
         let config = folder.join("admin.kubeconfig");
         fs::write(
             &config,

@@ -9,12 +9,17 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use kube::api::ListParams;
+use kube::{Resource, api::ListParams};
 use lb_tests::{
-    control_plane::{Binaries, Client, ControlPlane, kubeconfig},
+    control_plane::{Binaries, Client, ControlPlane, Kind, keep_logs, kubeconfig},
     sandbox::{Agent, Family, Node, Pod, Protocol, Reply, Sandbox, text},
 };
 use lb_userspace::status::{self, Status};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::tables;
 
@@ -43,9 +48,9 @@ impl Cluster {
             .pod("web-4", 2)
             .build()?;
         let address = sandbox.outside_addresses().get(Family::V4);
-        let plane = ControlPlane::start(binaries, sandbox.outside().clone(), address)?;
+        let folder = sandbox.directory().join("control-plane");
+        let plane = ControlPlane::start(binaries, sandbox.outside().clone(), address, folder)?;
         let admin = plane.admin()?;
-        admin.apply(&text(&sandbox.objects())?)?;
         admin.apply(DEPLOYMENT)?;
         for pod in web_pods(&sandbox) {
             for protocol in Protocol::BOTH {
@@ -59,12 +64,23 @@ impl Cluster {
         })
     }
 
-    /// Removes the services that a test has left.
-    pub fn clear(&self) -> Result<()> {
+    /// Keeps the logs of everything that runs, and says where.
+    pub fn keep_logs(&self) -> Result<()> {
+        let logs = keep_logs([self.plane.folder(), self.node().directory()])?;
+        eprintln!(
+            "the logs of the control plane and of lb are in {}",
+            logs.display()
+        );
+        Ok(())
+    }
+
+    /// Makes the objects those of a cluster that no test has run in.
+    pub fn reset(&self) -> Result<()> {
         let services = ListParams::default().fields("metadata.name!=kubernetes");
         self.admin.delete_all::<Service>("default", services)?;
         let slices = ListParams::default().labels("kubernetes.io/service-name!=kubernetes");
-        self.admin.delete_all::<EndpointSlice>("default", slices)
+        self.admin.delete_all::<EndpointSlice>("default", slices)?;
+        self.admin.apply(&text(&self.sandbox.objects())?)
     }
 
     /// The pod that connects to services.
@@ -87,7 +103,7 @@ impl Cluster {
     pub fn start_agent(&self) -> Result<Agent> {
         let token = self.admin.service_account_token("kube-system", "lb")?;
         let authority = self.plane.certificate_authority();
-        let file = self.plane.folder().join("agent.kubeconfig");
+        let file = self.sandbox.directory().join("agent.kubeconfig");
         std::fs::write(
             &file,
             kubeconfig("https://10.96.0.1:443", &authority, &token),
@@ -99,6 +115,18 @@ impl Cluster {
             &file,
             ["--apiserver", &apiserver],
         )
+    }
+
+    /// Does something while the agent is stopped, so that it sees only what came of it.
+    pub fn while_stopped(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let status::Agent::Running { pid, .. } = self.node().status()?.agent else {
+            bail!("the agent does not run");
+        };
+        let agent = Pid::from_raw(pid.try_into()?);
+        kill(agent, Signal::SIGSTOP)?;
+        let done = work(self);
+        kill(agent, Signal::SIGCONT)?;
+        done
     }
 
     /// Waits until `lb status` says that `condition` holds of a service.
@@ -118,16 +146,38 @@ impl Cluster {
         })
     }
 
+    /// Waits until `lb status` says that the tables reflect an object as it is now.
+    pub fn wait_until_reflected<K>(&self, service: &str, name: &str) -> Result<()>
+    where
+        K: Kind + Resource<DynamicType = ()>,
+    {
+        let object: K = self.admin.get("default", name)?;
+        let object_name = format!("{} default/{name}", K::kind(&()));
+        let version = object.meta().resource_version.as_deref();
+        let what = format!("{object_name} at {version:?} is reflected");
+        self.wait_for_service(service, &what, |service| {
+            let reflected = service.and_then(|service| service.versions.get(&object_name));
+            reflected.map(String::as_str) == version
+        })
+    }
+
+    /// Waits until `lb status` says that `condition` holds of every port of a service.
+    pub fn wait_for_ports(
+        &self,
+        key: &str,
+        what: &str,
+        condition: impl Fn(&status::Port) -> bool,
+    ) -> Result<()> {
+        self.wait_for_service(key, what, |service| {
+            let ports = service.map_or(&[] as &[_], |service| &service.ports);
+            !ports.is_empty() && ports.iter().all(&condition)
+        })
+    }
+
     /// Waits until `lb status` says that a service's ports have as many backends each.
     pub fn wait_for_backends(&self, key: &str, count: usize) -> Result<()> {
-        self.wait_for_service(key, &format!("{count} backends"), |service| {
-            service.is_some_and(|service| {
-                !service.ports.is_empty()
-                    && service
-                        .ports
-                        .iter()
-                        .all(|port| port.backends.len() == count)
-            })
+        self.wait_for_ports(key, &format!("{count} backends"), |port| {
+            port.backends.len() == count
         })
     }
 

@@ -1,10 +1,12 @@
 //! The agent against a real control plane, with packets. One control plane and one sandbox serve
 //! all tests, one after the other.
 
+mod clients;
 mod cluster;
-mod events;
 mod harness;
 mod objects;
+mod outages;
+mod services;
 mod tables;
 mod traffic;
 
@@ -31,18 +33,20 @@ fn main() -> Result<ExitCode> {
     remove_on_signal(130)?;
 
     let shared = Shared::default();
-    let tests = [harness::TESTS, events::TESTS, traffic::TESTS].concat();
+    let tests = [
+        harness::TESTS,
+        outages::TESTS,
+        services::TESTS,
+        traffic::TESTS,
+    ]
+    .concat();
     let trials = tests
         .into_iter()
         .map(|test| trial(test, Arc::clone(&shared)))
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
-        with(&shared, |cluster| {
-            if let Some(cluster) = cluster {
-                cluster.plane.keep_logs();
-            }
-        });
+        with(&shared, |cluster| cluster.as_ref().map(Cluster::keep_logs)).transpose()?;
     }
     Ok(conclusion.exit_code())
 }
@@ -58,7 +62,7 @@ fn trial((name, test): Test, shared: Shared) -> Trial {
                 Some(cluster) => cluster,
                 none => none.insert(Cluster::start(binaries)?),
             };
-            cluster.clear()?;
+            cluster.reset()?;
             test(cluster)
         });
         result

@@ -24,7 +24,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::{Test, cluster::Cluster, events::frontend, objects};
+use crate::{Test, clients::frontend, cluster::Cluster, objects};
 
 pub const TESTS: &[Test] = &[
     ("10,000 connections are shared evenly", shares_are_even),
@@ -94,7 +94,9 @@ fn removed_gets_nothing(cluster: &mut Cluster) -> Result<()> {
     let traffic = Traffic::start(cluster.client(), 10);
     std::thread::sleep(Duration::from_secs(1));
     serve_by_hand(cluster, &pods[1..])?;
-    cluster.wait_for_backends("default/web", 3)?;
+    for (_, name) in SLICES {
+        cluster.wait_until_reflected::<EndpointSlice>("default/web", name)?;
+    }
     let programmed = Instant::now();
     std::thread::sleep(Duration::from_secs(2));
     let attempts = traffic.stop()?;
