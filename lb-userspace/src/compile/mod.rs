@@ -135,23 +135,4 @@ impl Backends {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn port_names_can_be_read_back() {
-        for text in ["default/web:http/TCP/IPv4", "kube-system/dns/UDP/IPv6"] {
-            let name: PortName = text.parse().expect("a port name");
-            assert_eq!(name.to_string(), text);
-        }
-        for text in [
-            "",
-            "default/web",
-            "default/web/SCTP/IPv4",
-            "a/b/TCP/IPv5",
-            "a/b/c/TCP/IPv4",
-        ] {
-            assert_eq!(text.parse::<PortName>(), Err(NotPortName), "{text}");
-        }
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use aya::{
 };
 use lb_common::{
     expiry::BATCH,
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
     packet::ETHERNET,
     tables::FlowTable,
 };
@@ -103,11 +103,12 @@ struct Sweeper {
 }
 
 impl Sweeper {
-    /// Reads all flows once. Keys first, removal later: a reader whose key is removed starts again.
+    /// Reads all flows once. A reader whose key is removed starts again: we remove later, and end a
+    /// pass that others make too long.
     fn pass(&mut self) -> Result<(Vec<FlowKey>, FlowCounts)> {
         let mut counts = FlowCounts::default();
         let (mut expired, mut orphans) = (Vec::new(), Vec::new());
-        for entry in self.flows.two_way.iter() {
+        for entry in self.flows.two_way.iter().take(2 * MAX_FLOWS) {
             let (key, flow): (FlowKey, Flow) = entry.context("read FLOWS")?;
             counts.two_way += 1;
             if !self.slots.borrow().contains(&key.owner) {
@@ -118,7 +119,7 @@ impl Sweeper {
             rest(&mut self.slice);
         }
         let mut half_open_orphans = Vec::new();
-        for key in self.flows.half_open.keys() {
+        for key in self.flows.half_open.keys().take(2 * MAX_HALF_OPEN) {
             let key = key.context("read HALF_OPEN")?;
             counts.half_open += 1;
             if !self.slots.borrow().contains(&key.owner) {

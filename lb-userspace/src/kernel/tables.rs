@@ -27,7 +27,8 @@ pub struct Tables {
     interfaces: Array<MapData, Bucket>,
     endpoints: HashMap<MapData, EndpointKey, Endpoint>,
     counters: PerCpuArray<MapData, u64>,
-    barrier: Barrier,
+    /// Made when it is first needed: who only reads needs none.
+    barrier: Option<Barrier>,
 }
 
 impl Tables {
@@ -41,7 +42,7 @@ impl Tables {
             interfaces: Map::Array(open(pins, "INTERFACES")?).try_into()?,
             endpoints: Map::HashMap(open(pins, "ENDPOINTS")?).try_into()?,
             counters: Map::PerCpuArray(open(pins, "COUNTERS")?).try_into()?,
-            barrier: Barrier::new()?,
+            barrier: None,
         })
     }
 
@@ -69,7 +70,11 @@ impl Tables {
 
     /// Returns once no program holds anything that it read before.
     pub fn wait(&mut self) -> Result<()> {
-        self.barrier.wait()
+        let barrier = match &mut self.barrier {
+            Some(barrier) => barrier,
+            none => none.insert(Barrier::new()?),
+        };
+        barrier.wait()
     }
 
     /// Reads the tables of services.
