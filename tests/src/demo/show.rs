@@ -1,6 +1,7 @@
 //! What the demo prints.
 
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -267,7 +268,7 @@ pub fn an_edit(cluster: &Cluster, findings: &mut Findings) -> Result<()> {
         "{leaver} taken out of web.yaml: its last new connection came {} ms after the file was \
          saved; {}",
         milliseconds(last_seen),
-        in_words(&tally),
+        in_words(&tally.outcomes),
     );
     fact(left, &text);
     findings.check(left, || text);
@@ -326,20 +327,17 @@ pub fn commands(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Shares in one line.
-pub fn in_words(tally: &Tally) -> String {
-    let total = f64::from(tally.total());
-    let shares = tally
-        .outcomes
+/// The shares of outcomes, in one line.
+pub fn in_words(counts: &BTreeMap<Outcome, u32>) -> String {
+    let total = f64::from(counts.values().sum::<u32>());
+    let shares: Vec<String> = counts
         .iter()
-        .map(|(outcome, count)| (outcome, f64::from(*count) / total));
-    shares
-        .map(|(outcome, share)| format!("{outcome} {}", percent(share)))
-        .collect::<Vec<_>>()
-        .join(", ")
+        .map(|(outcome, count)| format!("{outcome} {}", percent(f64::from(*count) / total)))
+        .collect();
+    shares.join(", ")
 }
 
-pub fn percent(share: f64) -> String {
+fn percent(share: f64) -> String {
     format!("{:.0}%", share * 100.0)
 }
 

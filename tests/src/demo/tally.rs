@@ -56,10 +56,6 @@ impl Tally {
         }
         tally
     }
-
-    pub fn total(&self) -> u32 {
-        self.outcomes.values().sum()
-    }
 }
 
 /// The latest outcomes of connections to one address, and whether they tell something new.
@@ -85,8 +81,8 @@ impl Recent {
     }
 
     /// Notes an outcome. When there are others than have been shown, or one of those has ceased, it
-    /// waits for a window full of what is new, and gives the shares.
-    pub fn note(&mut self, outcome: Outcome) -> Option<Vec<(Outcome, f64)>> {
+    /// waits for a window full of what is new, and gives the counts.
+    pub fn note(&mut self, outcome: Outcome) -> Option<BTreeMap<Outcome, u32>> {
         let unknown = !self.shown.contains(&outcome);
         self.outcomes.push_back(outcome);
         if self.outcomes.len() > self.window {
@@ -115,20 +111,13 @@ impl Recent {
         }
     }
 
-    fn report(&mut self) -> Vec<(Outcome, f64)> {
+    fn report(&mut self) -> BTreeMap<Outcome, u32> {
         self.shown = self.outcomes.iter().cloned().collect();
-        let share = |outcome: &Outcome| {
-            let count = self
-                .outcomes
-                .iter()
-                .filter(|other| *other == outcome)
-                .count();
-            count as f64 / self.outcomes.len() as f64
-        };
-        self.shown
-            .iter()
-            .map(|outcome| (outcome.clone(), share(outcome)))
-            .collect()
+        let mut counts = BTreeMap::new();
+        for outcome in &self.outcomes {
+            *counts.entry(outcome.clone()).or_default() += 1;
+        }
+        counts
     }
 }
 
@@ -140,7 +129,7 @@ mod tests {
         Outcome::Answered(name.to_owned())
     }
 
-    fn reports(recent: &mut Recent, outcomes: &[&str]) -> Vec<Vec<(Outcome, f64)>> {
+    fn reports(recent: &mut Recent, outcomes: &[&str]) -> Vec<BTreeMap<Outcome, u32>> {
         outcomes
             .iter()
             .filter_map(|name| recent.note(server(name)))
@@ -157,7 +146,7 @@ mod tests {
     fn one_that_ceased_is_missed_once() {
         let mut recent = Recent::new(4, [server("a"), server("b")]);
         let reports = reports(&mut recent, &["a", "b", "a", "a", "a", "a", "a", "a", "a"]);
-        assert_eq!(reports, [vec![(server("a"), 1.0)]]);
+        assert_eq!(reports, [[(server("a"), 4)].into()]);
     }
 
     #[test]
@@ -167,6 +156,6 @@ mod tests {
             &mut recent,
             &["a", "a", "a", "a", "b", "a", "b", "a", "a", "b"],
         );
-        assert_eq!(reports, [vec![(server("a"), 0.5), (server("b"), 0.5)]]);
+        assert_eq!(reports, [[(server("a"), 2), (server("b"), 2)].into()]);
     }
 }
