@@ -14,11 +14,14 @@ use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 pub enum Barrier {
     /// `membarrier(MEMBARRIER_CMD_GLOBAL)`, which waits for a grace period.
     Membarrier,
-    /// Updates of a map of maps wait for one too; for kernels that refuse the other under nohz_full.
-    MapOfMaps {
-        outer: ArrayOfMaps<MapData, Array<MapData, u32>>,
-        inner: Array<MapData, u32>,
-    },
+    /// An update of a map of maps waits for one too; for kernels that refuse the other under
+    /// nohz_full.
+    MapOfMaps(Box<MapOfMaps>),
+}
+
+pub struct MapOfMaps {
+    outer: ArrayOfMaps<MapData, Array<MapData, u32>>,
+    inner: Array<MapData, u32>,
 }
 
 impl Barrier {
@@ -34,17 +37,18 @@ impl Barrier {
         let inner = create_map(BPF_MAP_TYPE_ARRAY, 0).context("make a map to wait with")?;
         let outer = create_map(BPF_MAP_TYPE_ARRAY_OF_MAPS, inner.as_raw_fd())
             .context("make a map of maps to wait with")?;
-        Ok(Self::MapOfMaps {
+        Ok(Self::MapOfMaps(Box::new(MapOfMaps {
             outer: Map::ArrayOfMaps(MapData::from_fd(outer)?).try_into()?,
             inner: Map::Array(MapData::from_fd(inner)?).try_into()?,
-        })
+        })))
     }
 
     /// Returns once no program holds anything that it read before. Takes milliseconds.
     pub fn wait(&mut self) -> Result<()> {
         match self {
             Self::Membarrier => membarrier().context("membarrier"),
-            Self::MapOfMaps { outer, inner } => {
+            Self::MapOfMaps(maps) => {
+                let MapOfMaps { outer, inner } = maps.as_mut();
                 outer.set(0, inner, 0).context("update a map of maps")
             }
         }

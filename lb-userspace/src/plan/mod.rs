@@ -150,7 +150,7 @@ impl Allocations {
             services: BTreeMap::new(),
             owners: BTreeMap::new(),
             found: Found {
-                services: tables.services.keys().copied().collect(),
+                services: BTreeSet::new(),
                 frontends: tables.frontends.keys().copied().collect(),
                 ids: BTreeSet::new(),
                 rows: tables.rows.keys().copied().collect(),
@@ -171,7 +171,9 @@ impl Allocations {
                 all.found.ids.insert(*id);
             }
         }
+        all.tables.services.remove(&NO_SERVICE);
         for (service, extent) in all.tables.services.clone() {
+            all.found.services.insert(service);
             all.indices.reserve(service, 1);
             if !all.restore_extent(service, extent.first) {
                 all.tables
@@ -204,14 +206,6 @@ impl Allocations {
     /// What the tables hold once all plans are applied.
     pub fn tables(&self) -> &ServiceTables {
         &self.tables
-    }
-
-    /// The ports of a service that are in the tables, with their service index.
-    pub fn ports(&self, service: &ObjectKey) -> impl Iterator<Item = (&PortName, u32)> {
-        self.services
-            .get(service)
-            .into_iter()
-            .flat_map(|owned| owned.ports.iter().map(|(name, index)| (name, *index)))
     }
 
     /// Every service port that is in the tables, by service index.
@@ -253,13 +247,13 @@ impl Allocations {
                         port: port_name,
                         full,
                     });
-                    let Some(index) = index else { continue };
-                    let kept = before.frontends.iter().chain(&port.frontends);
-                    let kept = kept.filter(|key| self.tables.frontends.get(key) == Some(&index));
-                    let kept: BTreeSet<_> = kept.copied().collect();
-                    self.plan_frontends(key, kept.iter().copied(), index, draft);
-                    after.ports.insert(name.clone(), index);
-                    after.frontends.extend(kept);
+                    if let Some(index) = index {
+                        let known = before.frontends.iter().chain(&port.frontends);
+                        let kept = self.leading_to(index, known);
+                        self.plan_frontends(key, kept.iter().copied(), index, draft);
+                        after.ports.insert(name.clone(), index);
+                        after.frontends.extend(kept);
+                    }
                 }
             }
         }
@@ -281,6 +275,16 @@ impl Allocations {
         if !after.ports.is_empty() || !after.frontends.is_empty() {
             self.services.insert(key.clone(), after);
         }
+    }
+
+    /// Those of the frontends that the tables lead to this service.
+    fn leading_to<'a>(
+        &self,
+        service: u32,
+        frontends: impl Iterator<Item = &'a FrontendKey>,
+    ) -> BTreeSet<FrontendKey> {
+        let leads = |key: &&FrontendKey| self.tables.frontends.get(key) == Some(&service);
+        frontends.filter(leads).copied().collect()
     }
 
     /// The service that the tables held for this port when we started.
