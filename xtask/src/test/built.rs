@@ -26,32 +26,27 @@ pub struct Built {
 impl Built {
     /// Builds what `layer` needs, or everything; `None` when something does not compile.
     pub fn build(layer: Option<Layer>) -> Result<Option<Self>> {
+        // In one go, so that all have the same dependencies with the same features.
         let mut build = cargo("build");
-        build.args(["--bin=lb", "--bin=control-plane"]);
-        let Some(programs) = executables(build)? else {
+        build
+            .args(["--bin=lb", "--bin=control-plane"])
+            .arg(layer.map_or("--tests", Layer::targets));
+        let Some(artifacts) = executables(build)? else {
             return Ok(None);
         };
-        let mut test = cargo("test");
-        test.arg("--no-run");
-        test.args(layer.map_or(&[] as &[&str], Layer::targets));
-        let Some(tests) = executables(test)? else {
-            return Ok(None);
-        };
+        let (tests, programs): (Vec<_>, Vec<_>) = artifacts
+            .into_iter()
+            .partition(|artifact| artifact.profile.test);
         let control_plane = programs
             .into_iter()
             .find(|program| program.target.name == "control-plane")
             .and_then(|program| program.executable)
-            .context("lb-tests has no program control-plane")?
-            .into();
-        let mut suites: Vec<Suite> = tests
-            .into_iter()
-            .filter(|artifact| artifact.profile.test)
-            .filter_map(Suite::of)
-            .collect();
+            .context("lb-tests has no program control-plane")?;
+        let mut suites: Vec<Suite> = tests.into_iter().filter_map(Suite::of).collect();
         suites.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Some(Self {
             suites,
-            control_plane,
+            control_plane: control_plane.into(),
         }))
     }
 

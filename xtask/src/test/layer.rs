@@ -36,13 +36,13 @@ impl Layer {
         }
     }
 
-    /// The targets that `cargo test` has to build for it, all if none is named.
-    pub const fn targets(self) -> &'static [&'static str] {
+    /// The targets that cargo has to build for it.
+    pub const fn targets(self) -> &'static str {
         match self {
-            Self::Pure | Self::Net => &[],
-            Self::Golden => &["--test=golden"],
-            Self::Packet => &["--test=packet"],
-            Self::Cluster => &["--test=cluster"],
+            Self::Pure | Self::Net => "--tests",
+            Self::Golden => "--test=golden",
+            Self::Packet => "--test=packet",
+            Self::Cluster => "--test=cluster",
         }
     }
 

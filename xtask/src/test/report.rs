@@ -42,6 +42,10 @@ impl Report {
         for suite in failed {
             println!("failed: {suite}");
         }
+        let nothing = sum == Counts::default();
+        if nothing {
+            println!("no test has such a name");
+        }
         let skips_fail = skips_fail && sum.skipped > 0;
         if skips_fail {
             println!("with CI=true a skipped test is a failure");
@@ -52,7 +56,7 @@ impl Report {
             skipped,
         } = sum;
         println!("{passed} passed, {failed} failed, {skipped} skipped");
-        if failed > 0 || skips_fail {
+        if failed > 0 || skips_fail || nothing {
             ExitCode::FAILURE
         } else {
             ExitCode::SUCCESS
