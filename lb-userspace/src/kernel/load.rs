@@ -29,7 +29,8 @@ const LOG_LINES: usize = 25;
 /// Between looks at the programs' log, which is only written for debugging.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+/// The object file with all programs.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
 /// The loaded programs.
 pub struct Programs {

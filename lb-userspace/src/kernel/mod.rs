@@ -17,7 +17,7 @@ pub use self::{
     attach::Attach,
     barrier::Barrier,
     cleanup::cleanup,
-    load::{Programs, load},
+    load::{OBJECT, Programs, load},
     pins::Pins,
     sweep::{FlowCounts, Swept, owners, sweep},
     tables::Tables,
@@ -54,4 +54,4 @@ impl Hook {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

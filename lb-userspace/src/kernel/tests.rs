@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Runs a test in namespaces of its own, with a BPF file system.
-fn sandbox<F: Future<Output = ()>>(test: impl FnOnce(Pins) -> F + Send) {
+pub fn sandbox<F: Future<Output = ()>>(test: impl FnOnce(Pins) -> F + Send) {
     let directory = tempfile::tempdir().expect("a directory");
     let run = || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces");

@@ -64,6 +64,11 @@ impl Services {
         for NoRoom { service, full, .. } in &no_room {
             warn!(%service, "{full} is full: what the tables said of the service before stays");
         }
+        if !ops.is_empty() {
+            // What these writes free may be room enough.
+            self.dirty
+                .extend(no_room.iter().map(|no_room| no_room.service.clone()));
+        }
         self.no_room = no_room;
         for op in &ops {
             if let Err(error) = tables.apply(op) {
@@ -129,4 +134,104 @@ fn restore(tables: &mut Tables) -> Result<Allocations> {
         tables.services().context("read the tables")?,
         Sizes::KERNEL,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::maps::{HashMap, Map, MapData, MapError};
+    use lb_common::{
+        address::from_ip,
+        service::{Frontend, FrontendKey, MAX_FRONTENDS},
+    };
+
+    use super::*;
+    use crate::{
+        kernel::{self, Attach, Pins, tests::sandbox},
+        render,
+        world::{Change, Event, Protocol, Row, Service, ServicePort},
+    };
+
+    fn add(world: &mut World, services: &mut Services, number: u8) {
+        let service = Service {
+            cluster_ips: vec![[10, 96, 0, number].into()],
+            ports: vec![ServicePort {
+                name: String::new(),
+                protocol: Protocol::Tcp,
+                port: 80,
+            }],
+        };
+        let row = Row {
+            value: Some(service),
+            version: "1".to_owned(),
+            problems: Vec::new(),
+        };
+        let key = ObjectKey::new("default", format!("service-{number}"));
+        services.mark(
+            world
+                .apply(Change::Service(Event::Apply(key, row)))
+                .services,
+        );
+    }
+
+    /// Fills the table behind the agent's back.
+    fn fill_frontends(pins: &Pins) {
+        let map = MapData::from_pin(pins.table("FRONTENDS")).expect("the table");
+        let mut frontends: HashMap<_, FrontendKey, Frontend> =
+            Map::HashMap(map).try_into().expect("its layout");
+        for number in 0..=MAX_FRONTENDS as u32 {
+            let key = FrontendKey::new(from_ip(number.to_be_bytes().into()), 1, 6);
+            let frontend = Frontend {
+                service: 9,
+                check: key.check(),
+            };
+            match frontends.insert(key, frontend, 0) {
+                Ok(()) => {}
+                Err(MapError::SyscallError(_)) => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("the table never fills");
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_write_that_fails_is_made_good() {
+        sandbox(async |pins| {
+            drop(kernel::load(pins.clone(), Attach::Tcx, 0).expect("programs"));
+            let mut tables = Tables::open(&pins).expect("tables");
+            let (mut world, mut services) = (World::default(), Services::default());
+            [
+                Change::Service(Event::Init),
+                Change::Service(Event::InitDone),
+            ]
+            .into_iter()
+            .for_each(|change| drop(world.apply(change)));
+            add(&mut world, &mut services, 1);
+            assert!(services.program(&world, &mut tables).expect("written"));
+            assert!(!services.pending());
+
+            fill_frontends(&pins);
+            add(&mut world, &mut services, 2);
+            services
+                .program(&world, &mut tables)
+                .expect_err("there is no room");
+            assert!(services.pending());
+            // Everything is found again, and what is nobody's goes.
+            services.program(&world, &mut tables).expect("written");
+            assert_eq!(services.no_room().len(), 1 + 1, "the port and the address");
+            // Which makes room.
+            services.program(&world, &mut tables).expect("written");
+            assert_eq!(services.no_room(), []);
+            assert!(!services.pending());
+            let tables = tables.services().expect("a reading");
+            assert_eq!(Some(&tables), services.tables());
+            assert_eq!(
+                render::resolved(&tables, &services.names()),
+                "10.96.0.1:* -> refused\n\
+                 10.96.0.1:80/TCP -> default/service-1/TCP/IPv4: refused\n\
+                 10.96.0.2:* -> refused\n\
+                 10.96.0.2:80/TCP -> default/service-2/TCP/IPv4: refused\n"
+            );
+        });
+    }
 }
