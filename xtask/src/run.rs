@@ -102,12 +102,13 @@ fn agent(lb: &Path, kubeconfig: &Path) -> Result<ExitCode> {
     println!("Ctrl-C ends the agent; its programs stay attached and go on working.");
     let mut command = root::command(lb);
     command.arg("run").arg("--kubeconfig").arg(kubeconfig);
-    let outcome = children::run(command, |_| ());
-    println!("\nThe programs are still attached. To remove every trace of them, as root:");
-    println!("  {} cleanup", lb.display());
-    match outcome {
+    match children::run(command, |_| ()) {
         Ok((status, ())) if !status.success() => Ok(ExitCode::FAILURE),
         // An interrupt is how this is meant to end.
-        Ok(_) | Err(_) => Ok(ExitCode::SUCCESS),
+        Ok(_) | Err(_) => {
+            println!("\nThe programs stay attached. To remove every trace of them, as root:");
+            println!("  {} cleanup", lb.display());
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

@@ -39,7 +39,7 @@ fn problems_are_named() -> Result<()> {
         Ok(lines.collect())
     };
     ensure!(
-        problems()? == "",
+        problems()?.is_empty(),
         "before anything is wrong: {}",
         problems()?
     );
