@@ -46,7 +46,6 @@ impl<K> Kind for K where
 const FIELD_MANAGER: &str = "lb-tests";
 
 /// A user's connection to the apiserver, made from inside of a network namespace.
-#[derive(Clone)]
 pub struct Client {
     namespace: Arc<Namespace>,
     kube: kube::Client,
@@ -74,6 +73,7 @@ impl Client {
         self.kube.clone()
     }
 
+    /// Where it connects from.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
@@ -91,20 +91,15 @@ impl Client {
     pub fn apply(&self, documents: &str) -> Result<()> {
         let objects: Vec<DynamicObject> =
             serde_saphyr::from_multiple(documents).context("parse the documents")?;
-        for object in objects {
-            self.apply_object(object)?;
-        }
-        Ok(())
-    }
-
-    /// Creates or changes an object, its `status` included.
-    pub fn apply_object(&self, object: DynamicObject) -> Result<()> {
         let client = self.kube.clone();
         self.namespace.run(async move {
-            let what = describe(&object);
-            apply(client, object)
-                .await
-                .with_context(|| format!("apply {what}"))
+            for object in objects {
+                let what = describe(&object);
+                apply(client.clone(), object)
+                    .await
+                    .with_context(|| format!("apply {what}"))?;
+            }
+            Ok(())
         })
     }
 
@@ -193,8 +188,6 @@ async fn apply(client: kube::Client, mut object: DynamicObject) -> Result<()> {
         Scope::Cluster => Api::all_with(client, &resource),
     };
     let name = object.metadata.name.clone().context("no name")?;
-    // What a server prints and takes from nobody.
-    object.metadata.managed_fields = None;
     let status = object
         .data
         .as_object_mut()

@@ -4,14 +4,14 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Child,
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::sandbox::{Namespace, tied};
-
 use super::PATIENCE;
+use crate::sandbox::{Namespace, tied};
 
 /// A running program. Killed when it is dropped.
 pub struct Process {
@@ -67,7 +67,7 @@ impl Process {
                     self.last_line()
                 )));
             }
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(100));
         }
     }
 
