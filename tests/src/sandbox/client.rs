@@ -9,7 +9,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpSocket, TcpStream, UdpSocket},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -97,14 +97,7 @@ impl Conversation {
         let any = SocketAddr::new(unspecified(to.ip()), port);
         let transport = match protocol {
             Protocol::Tcp => {
-                let socket = if to.is_ipv4() {
-                    TcpSocket::new_v4()
-                } else {
-                    TcpSocket::new_v6()
-                }?;
-                socket.set_reuseaddr(true)?;
-                socket.bind(any)?;
-                let stream = patiently(socket.connect(to)).await?;
+                let stream = patiently(connect(any, to)).await?;
                 stream.set_nodelay(true)?;
                 Transport::Tcp(BufReader::new(stream))
             }
@@ -202,6 +195,26 @@ impl Conversation {
             local: self.local,
             from: self.from,
         })
+    }
+}
+
+/// Connects from an address, as soon as the address is free: a process that is just being started
+/// holds copies of all our descriptors, and with them a connection that we have closed.
+async fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    loop {
+        let socket = if to.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(from)?;
+        match socket.connect(to).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                sleep(Duration::from_millis(1)).await;
+            }
+            result => return result,
+        }
     }
 }
 
