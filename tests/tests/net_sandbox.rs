@@ -28,6 +28,24 @@ fn main() -> Result<ExitCode> {
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }
 
+/// What a killed process left goes when the next sandbox is built.
+fn dead_owner() -> Result<()> {
+    /// The kernel gives no process an id as high as this.
+    const NOBODY: u32 = 1 << 22;
+
+    let named = Path::new("/run/netns").join(format!("lb{NOBODY}-1-client"));
+    let owned = Path::new("/run/lb-sandbox").join(NOBODY.to_string());
+    fs::create_dir_all("/run/netns")?;
+    fs::write(&named, "")?;
+    fs::create_dir_all(owned.join("1/node-1/bpf"))?;
+    Sandbox::builder().build()?;
+    ensure!(
+        !named.exists() && !owned.exists(),
+        "{named:?} or {owned:?} stayed"
+    );
+    Ok(())
+}
+
 /// The files in `examples/` are those of the demo with one node; `UPDATE=1` writes them.
 fn examples() -> Result<()> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
