@@ -75,7 +75,7 @@ fn an_authentication_header_counts_in_words() {
     let [_, cast] = casts();
     let plain = wire::udp(cast.client, cast.service, b"?");
     let mut bytes = plain[..54].to_vec();
-    bytes.extend([wire::UDP_NUMBER, 4, 0, 0]);
+    bytes.extend([UDP, 4, 0, 0]);
     bytes.extend([0; 20]);
     bytes.extend(&plain[54..]);
     bytes[20] = 51;

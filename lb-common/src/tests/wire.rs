@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
     IpHeaders, NetHeaders, PacketBuilder, PacketBuilderStep, PacketHeaders, TcpHeader,
-    TransportHeader, ip_number,
+    TransportHeader,
 };
 
 use crate::headers::{ACK, FIN, RST, SYN};
@@ -213,5 +213,3 @@ pub fn with_extensions(bytes: &[u8], extensions: &[u8]) -> Vec<u8> {
     out[18..20].copy_from_slice(&length.to_be_bytes());
     out
 }
-
-pub const UDP_NUMBER: u8 = ip_number::UDP.0;
