@@ -14,6 +14,7 @@ fn main() -> Result<ExitCode> {
     remove_on_signal(130)?;
     let mut trials = vec![
         Trial::test("nothing stays behind", || check(leaves_nothing())),
+        Trial::test("what a dead process left goes", || check(dead_owner())),
         Trial::test(
             "the examples are what the demo writes",
             || check(examples()),
