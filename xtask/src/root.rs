@@ -53,8 +53,9 @@ pub fn check(what: &str) -> Result<()> {
 
 /// Ends the process `pid`, which [`command`] may have started.
 pub fn terminate(pid: u32) {
-    let mut kill = command("kill");
-    kill.args(["-TERM", &pid.to_string()])
+    // The shell's own: the program is not on every machine.
+    let mut kill = command("sh");
+    kill.args(["-c", &format!("kill -TERM {pid}")])
         // sudo does not pass on a signal that comes from its own group.
         .process_group(0)
         .stdout(Stdio::null())
