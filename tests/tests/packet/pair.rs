@@ -161,9 +161,8 @@ impl<'a> Pair<'a> {
 
     /// Runs any packet at all.
     pub fn cross(&mut self, direction: Direction, mut frame: Frame) -> Outcome {
-        let before = self.kernel.flows(FlowTable::HalfOpen);
         let mut outcome = self.kernel.cross(direction, &frame);
-        let luck = self.luck(&before);
+        let luck = self.luck();
         self.memory.random.replace(luck.into());
         self.memory.now.set(now());
 
@@ -191,9 +190,10 @@ impl<'a> Pair<'a> {
         outcome
     }
 
-    /// The random numbers that explain the flow that the kernel has opened since.
-    fn luck(&mut self, before: &BTreeMap<FlowKey, Flow>) -> Vec<u32> {
+    /// The random numbers that explain the flow that the kernel alone has opened so far.
+    fn luck(&mut self) -> Vec<u32> {
         let now = self.kernel.flows(FlowTable::HalfOpen);
+        let before = self.memory.half_open.borrow();
         let opened = now.iter().find(|(key, flow)| {
             flow.opener == 1 && before.get(key).is_none_or(|old| old.to != flow.to)
         });
