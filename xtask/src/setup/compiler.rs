@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::toolchain;
 use crate::{children, progress::Steps};
 
-/// The last nightly whose LLVM is the one that [`super::linker`] builds with.
+/// A nightly whose LLVM is the one that the linker is built with.
 const NIGHTLY: &str = "nightly-2026-05-20";
 
 /// Debian's compiler, kept recent in every release because Firefox is built with it.
