@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,7 +13,6 @@ use nix::mount::{MsFlags, mount};
 use super::{
     Topology,
     addresses::{self, Family, Pair},
-    client::{self, Failure, Reply},
     namespace::Namespace,
     netfilter,
     server::{self, Protocol},
@@ -23,6 +21,8 @@ use super::{
 
 const BRIDGE: &str = "cni0";
 const UPLINK: &str = "eth0";
+/// A pod's interface as the pod sees it.
+const INSIDE: &str = "eth0";
 
 /// A simulated node.
 pub struct Node {
@@ -122,11 +122,6 @@ impl Node {
         server::start(&self.namespace, name, protocol, self.addresses(), port)
     }
 
-    /// Asks a server who it is, as a process of the node.
-    pub fn ask(&self, protocol: Protocol, to: SocketAddr) -> Result<Reply, Failure> {
-        client::ask(&self.namespace, protocol, to)
-    }
-
     /// Lets bridged packets pass netfilter, as real clusters do.
     pub fn filter_bridged(&self, on: bool) -> Result<()> {
         let value = if on { "1" } else { "0" };
@@ -137,77 +132,78 @@ impl Node {
 
     /// Sets the largest packet that its uplink sends, in bytes.
     pub fn limit_uplink(&self, mtu: u32) -> Result<()> {
-        self.limit(UPLINK.to_owned(), mtu)
-    }
-
-    /// Sets the largest packet that the node sends over one of its links, in bytes.
-    pub(super) fn limit(&self, link: String, mtu: u32) -> Result<()> {
         Wiring::of(&self.namespace, move |wiring| async move {
-            wiring.mtu(wiring.index(&link).await?, mtu).await
+            wiring.mtu(wiring.index(UPLINK).await?, mtu).await
         })
     }
 
     /// Connects a pod in the order in which the CNI plugins `ptp` and `bridge` do.
     pub(super) fn connect(&self, pod: &Namespace, interface: &str, own: Pair) -> Result<()> {
-        let (topology, number) = (self.topology, self.number);
-        let gateway = addresses::gateway(number);
-        let peer = interface.to_owned();
-        let descriptor = self.namespace.descriptor();
-        let inside = Wiring::of(pod, move |wiring| async move {
-            wiring.up(wiring.index("lo").await?).await?;
-            let index = wiring.veth("eth0", &peer, descriptor).await?;
-            wiring.up(index).await?;
-            Ok(index)
-        })?;
+        self.plug_in(pod, interface)?;
+        self.configure_inside(pod, own)?;
+        match self.topology {
+            Topology::PointToPoint => self.route_to_pod(interface, own),
+            Topology::Bridge => Ok(()),
+        }
+    }
 
-        let host_side = interface.to_owned();
+    /// Makes the veth pair and brings both ends up.
+    fn plug_in(&self, pod: &Namespace, interface: &str) -> Result<()> {
+        let (peer, descriptor) = (interface.to_owned(), self.namespace.descriptor());
+        Wiring::of(pod, move |wiring| async move {
+            wiring.up(wiring.index("lo").await?).await?;
+            wiring
+                .up(wiring.veth(INSIDE, &peer, descriptor).await?)
+                .await
+        })?;
+        let (outer, topology) = (interface.to_owned(), self.topology);
         Wiring::of(&self.namespace, move |wiring| async move {
-            let index = wiring.index(&host_side).await?;
+            let index = wiring.index(&outer).await?;
             if topology == Topology::Bridge {
                 wiring.join(index, wiring.index(BRIDGE).await?).await?;
             }
             wiring.up(index).await
-        })?;
+        })
+    }
 
+    /// Gives a pod its addresses, and a way out through the gateway.
+    fn configure_inside(&self, pod: &Namespace, own: Pair) -> Result<()> {
+        let (topology, networks) = (self.topology, self.pod_networks());
+        let gateways = addresses::gateway(self.number).each();
         Wiring::of(pod, move |wiring| async move {
-            for (address, gateway) in own.each().into_iter().zip(gateway.each()) {
+            let index = wiring.index(INSIDE).await?;
+            for ((address, gateway), network) in own.each().into_iter().zip(gateways).zip(networks)
+            {
                 let family = Family::of(address);
                 match topology {
                     Topology::PointToPoint => {
-                        wiring
-                            .address(inside, address, family.host_prefix())
-                            .await?;
-                        wiring.route(only(gateway), inside, Via::Link).await?;
+                        wiring.address(index, address, family.host_prefix()).await?;
+                        wiring.route(only(gateway), index, Via::Link).await?;
                     }
                     Topology::Bridge => {
-                        let networks = addresses::pod_networks(number);
-                        let network = networks.iter().find(|network| network.contains(&address));
-                        let network = network.context("an address outside of its node")?;
-                        wiring
-                            .address(inside, address, network.prefix_len())
-                            .await?;
+                        wiring.address(index, address, network.prefix_len()).await?;
                     }
                 }
                 wiring
-                    .route(everything(family), inside, Via::Gateway(gateway))
+                    .route(everything(family), index, Via::Gateway(gateway))
                     .await?;
             }
             Ok(())
-        })?;
+        })
+    }
 
-        if topology == Topology::PointToPoint {
-            let host_side = interface.to_owned();
-            Wiring::of(&self.namespace, move |wiring| async move {
-                let index = wiring.index(&host_side).await?;
-                for (address, gateway) in own.each().into_iter().zip(gateway.each()) {
-                    let family = Family::of(address);
-                    wiring.address(index, gateway, family.host_prefix()).await?;
-                    wiring.route(only(address), index, Via::Link).await?;
-                }
-                Ok(())
-            })?;
-        }
-        Ok(())
+    /// Gives a pod's link the gateway's addresses, and routes the pod's through it.
+    fn route_to_pod(&self, interface: &str, own: Pair) -> Result<()> {
+        let (outer, gateways) = (interface.to_owned(), addresses::gateway(self.number).each());
+        Wiring::of(&self.namespace, move |wiring| async move {
+            let index = wiring.index(&outer).await?;
+            for (address, gateway) in own.each().into_iter().zip(gateways) {
+                let prefix = Family::of(gateway).host_prefix();
+                wiring.address(index, gateway, prefix).await?;
+                wiring.route(only(address), index, Via::Link).await?;
+            }
+            Ok(())
+        })
     }
 
     /// Routes the pods of another node through that node.
@@ -283,9 +279,9 @@ impl Router {
         })?;
         Wiring::of(node, move |wiring| async move {
             let own = addresses::node(number).each();
-            let ways: [(IpAddr, IpAddr); 2] =
-                [0, 1].map(|i| (own[i], addresses::outside().each()[i]));
-            for ((address, outside), prefix) in ways.into_iter().zip(addresses::UPLINK_PREFIX) {
+            let outside = addresses::outside().each();
+            let prefixes = addresses::UPLINK_PREFIX;
+            for ((address, outside), prefix) in own.into_iter().zip(outside).zip(prefixes) {
                 wiring.address(uplink, address, prefix).await?;
                 let family = Family::of(address);
                 wiring

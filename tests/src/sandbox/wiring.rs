@@ -99,35 +99,26 @@ impl Wiring {
 
     /// Brings a link up.
     pub(super) async fn up(&self, index: u32) -> Result<()> {
-        let message = LinkUnspec::new_with_index(index).up().build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
+        self.set(LinkUnspec::new_with_index(index).up())
             .await
             .context("bring a link up")
     }
 
     /// Makes a link a port of a bridge.
     pub(super) async fn join(&self, index: u32, bridge: u32) -> Result<()> {
-        let message = LinkUnspec::new_with_index(index).controller(bridge).build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .context("join a bridge")
+        let link = LinkUnspec::new_with_index(index).controller(bridge);
+        self.set(link).await.context("join a bridge")
     }
 
     /// Sets the largest packet that a link sends, in bytes from the IP header on.
     pub(super) async fn mtu(&self, index: u32, mtu: u32) -> Result<()> {
-        let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
+        self.set(LinkUnspec::new_with_index(index).mtu(mtu))
             .await
             .context("set an MTU")
+    }
+
+    async fn set(&self, link: LinkMessageBuilder<LinkUnspec>) -> Result<()> {
+        Ok(self.handle.link().set(link.build()).execute().await?)
     }
 
     /// Gives a link an address that works at once: there is nobody to collide with.
@@ -140,33 +131,14 @@ impl Wiring {
 
     /// Adds a route through a link.
     pub(super) async fn route(&self, destination: IpNet, index: u32, via: Via) -> Result<()> {
-        let message = match (destination, via) {
-            (IpNet::V4(network), via) => {
-                let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-                    .destination_prefix(network.network(), network.prefix_len())
-                    .output_interface(index);
-                match via {
-                    Via::Gateway(IpAddr::V4(gateway)) => route.gateway(gateway),
-                    Via::Gateway(IpAddr::V6(gateway)) => route.via(gateway),
-                    Via::Link => route.scope(RouteScope::Link),
-                }
-                .build()
-            }
-            (IpNet::V6(network), via) => {
-                let route = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-                    .destination_prefix(network.network(), network.prefix_len())
-                    .output_interface(index);
-                match via {
-                    Via::Gateway(IpAddr::V6(gateway)) => route.gateway(gateway),
-                    Via::Gateway(IpAddr::V4(gateway)) => {
-                        anyhow::bail!("{gateway} cannot be the gateway of {destination}")
-                    }
-                    Via::Link => route,
-                }
-                .build()
-            }
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(destination.network(), destination.prefix_len())?
+            .output_interface(index);
+        let route = match via {
+            Via::Gateway(gateway) => route.gateway(gateway)?,
+            Via::Link => route.scope(RouteScope::Link),
         };
-        let added = self.handle.route().add(message).execute().await;
+        let added = self.handle.route().add(route.build()).execute().await;
         added.with_context(|| format!("add a route to {destination}"))
     }
 }
