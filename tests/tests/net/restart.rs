@@ -1,6 +1,7 @@
 //! The agent ends, in whatever way, and starts again: nobody notices.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -73,16 +74,10 @@ fn under_traffic(shape: Shape) -> Result<()> {
 
 /// The tables are brought up to date without touching what has not changed.
 fn changes_while_away() -> Result<()> {
-    let both_kinds = |world: &World| -> Result<[Service; 3]> {
-        let (near, far) = (world.pod("near"), world.pod("far"));
-        Ok([
-            service("kept", 10).endpoint(near),
-            service("changed", 11).endpoint(near),
-            service("gone", 12).endpoint(far),
-        ])
-    };
     let mut world = World::serving(Shape::PLAIN, &[])?;
-    let [kept, changed, gone] = both_kinds(&world)?;
+    let kept = service("kept", 10).endpoint(world.pod("near"));
+    let changed = service("changed", 11).endpoint(world.pod("near"));
+    let gone = service("gone", 12).endpoint(world.pod("far"));
     for service in [&kept, &changed, &gone] {
         world.program(service)?;
     }
@@ -201,7 +196,7 @@ impl Load {
 }
 
 async fn keep_asking(
-    to: std::net::SocketAddr,
+    to: SocketAddr,
     stop: &AtomicBool,
     answers: &AtomicU64,
 ) -> Result<(), Failure> {
