@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramError, SchedClassifier},
@@ -117,6 +117,14 @@ fn mount_bpffs(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("make the directory {}", path.display()))?;
     if statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
         return Ok(());
+    }
+    let mut entries = fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
+    if entries.next().is_some() {
+        bail!(
+            "{} is neither a BPF file system nor empty, so none is mounted there: name another \
+             directory with --bpffs",
+            path.display()
+        );
     }
     mount(
         Some("bpf"),

@@ -156,6 +156,17 @@ fn desired() -> BTreeMap<ObjectKey, Desired> {
 
 #[test]
 #[ignore = "needs root"]
+fn a_directory_with_files_is_no_place_for_a_bpf_file_system() {
+    sandbox(|pins| async move {
+        std::fs::create_dir_all(pins.bpffs().join("somebodys")).expect("a directory");
+        let refusal = load(pins.clone(), Attach::Tcx, 0).err().expect("an error");
+        assert!(refusal.to_string().contains("--bpffs"), "{refusal}");
+        assert!(pins.bpffs().join("somebodys").exists());
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn tables_say_what_was_written_and_outlive_the_agent() {
     sandbox(async |pins| {
         drop(start(&pins, Attach::Tcx));
