@@ -105,8 +105,7 @@ impl ControlPlane {
         self.etcd.wait_until("etcd answers", || {
             ask_etcd(&self.namespace, &etcd, STATUS, &json!({}))
         })?;
-        self.start_apiserver()?;
-        self.start_controller_manager()
+        self.start_apiserver()
     }
 
     /// The address of the machine that it runs on.
@@ -149,7 +148,7 @@ impl ControlPlane {
         self.apiserver = None;
     }
 
-    /// Starts the apiserver and waits until it is ready.
+    /// Starts the apiserver and the controllers, and waits until they are ready.
     pub fn start_apiserver(&mut self) -> Result<()> {
         let folder = &self.folder;
         let mut process = Process::start(
@@ -161,7 +160,9 @@ impl ControlPlane {
         // It makes its certificate on the way, without which there is no client.
         process.wait_until("the apiserver is ready", || self.admin()?.ready())?;
         self.apiserver = Some(process);
-        Ok(())
+        // Its watches pause after an outage, for longer each time; a new one lists at once.
+        self.controller_manager = None;
+        self.start_controller_manager()
     }
 
     /// Makes etcd forget all but the newest version of every object: who asks for changes since
