@@ -165,14 +165,7 @@ fn a_syn_on_a_closed_flow_starts_afresh() {
             two,
             ..
         } = connection.cast;
-        let key = *connection
-            .node
-            .tables
-            .frontends
-            .keys()
-            .find(|key| key.port == 80)
-            .expect("it");
-        connection.node.point(1, &key, &[two]);
+        connection.node.point(1, &[two]);
         let (_, sent) = connection
             .node
             .from(CLIENT, &wire::tcp(client, service, SYN));
@@ -192,14 +185,7 @@ fn a_syn_on_a_living_flow_keeps_its_backend() {
         one,
         two,
     } = connection.cast;
-    let key = *connection
-        .node
-        .tables
-        .frontends
-        .keys()
-        .find(|key| key.port == 80)
-        .expect("it");
-    connection.node.point(1, &key, &[two]);
+    connection.node.point(1, &[two]);
     let (_, sent) = connection
         .node
         .from(CLIENT, &wire::tcp(client, service, SYN));
@@ -219,13 +205,7 @@ fn a_silent_datagram_flow_is_chosen_anew() {
         node.service(service, UDP, &[one]);
         let query = wire::udp(client, service, b"?");
         node.from(CLIENT, &query);
-        let key = *node
-            .tables
-            .frontends
-            .keys()
-            .find(|key| key.port == 80)
-            .expect("it");
-        node.point(1, &key, &[two]);
+        node.point(1, &[two]);
         node.pass_time(30 * SECOND);
         assert_eq!(wire::read(&node.from(CLIENT, &query).1.bytes).to, one);
         node.pass_time(31 * SECOND);

@@ -68,13 +68,17 @@ impl Node {
         self.tables
             .frontends
             .insert(FrontendKey::whole_address(key.address), NO_SERVICE);
-        self.point(index, &key, backends);
+        self.point(index, backends);
         index
     }
 
     /// Moves a service to a new extent with new backends; the old backends live on.
-    pub fn point(&mut self, index: u32, key: &FrontendKey, backends: &[SocketAddr]) {
+    pub fn point(&mut self, index: u32, backends: &[SocketAddr]) {
         let first = self.rows;
+        let mut frontends = self.tables.frontends.iter();
+        let (key, _) = frontends
+            .find(|(_, service)| **service == index)
+            .expect("a frontend");
         let header = Backend::header(key, index, backends.len() as u32, 0);
         self.tables.backends.insert(first, header);
         self.rows += 1;

@@ -292,13 +292,7 @@ fn a_flow_keeps_its_backend_through_an_update() {
         let mut node = Node::new();
         let index = node.service(service, UDP, &[one]);
         node.from(CLIENT, &wire::udp(client, service, b"?"));
-        let key = *node
-            .tables
-            .frontends
-            .keys()
-            .find(|key| key.port == 80)
-            .expect("the frontend");
-        node.point(index, &key, &[two]);
+        node.point(index, &[two]);
         let (_, sent) = node.from(CLIENT, &wire::udp(client, service, b"?"));
         assert_eq!(wire::read(&sent.bytes), wire::seen(client, one));
         let other = with_port(client, 40001);
@@ -330,13 +324,7 @@ fn datagrams_and_connections_leave_a_dead_backend() {
             node.from(CLIENT, &packet());
             node.to(CLIENT, &answer);
             node.kill_all();
-            let key = *node
-                .tables
-                .frontends
-                .keys()
-                .find(|key| key.port == 80)
-                .expect("it");
-            node.point(index, &key, &[two]);
+            node.point(index, &[two]);
             let (_, sent) = node.from(CLIENT, &packet());
             assert_eq!(wire::read(&sent.bytes), wire::seen(client, two));
         }
