@@ -12,6 +12,7 @@ pub mod address;
 pub mod balance;
 pub mod checksum;
 pub mod conntrack;
+pub mod crc32c;
 pub mod endpoint;
 pub mod expiry;
 pub mod flow;
