@@ -30,8 +30,25 @@ impl PartialEq for Address {
     }
 }
 
-/// The address of nothing; no table holds it.
+impl Address {
+    /// The bits of the address that are set in `mask`.
+    #[inline(always)]
+    #[must_use]
+    pub fn masked(&self, mask: &Self) -> Self {
+        let mut masked = *self;
+        let words = masked.bytes.as_chunks_mut().0.iter_mut();
+        for (word, mask) in words.zip(mask.bytes.as_chunks().0) {
+            *word = (u32::from_ne_bytes(*word) & u32::from_ne_bytes(*mask)).to_ne_bytes();
+        }
+        masked
+    }
+}
+
+/// The address of nothing, and any IPv6 address of this node.
 pub const UNSPECIFIED: Address = Address { bytes: [0; 16] };
+
+/// Any IPv4 address of this node.
+pub const ANY_V4: Address = map_v4([0; 4]);
 
 /// The source that a pod sees when it reaches itself through a service, IPv4: the dummy address of
 /// RFC 7600, which nothing else on a network uses.

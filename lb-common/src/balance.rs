@@ -3,10 +3,10 @@
 use crate::{
     address::{HAIRPIN_V4, HAIRPIN_V6, is_v4},
     conntrack::{Recorded, record},
-    flow::Direction,
+    flow::{Direction, Way},
     reason::Reason,
     scratch::Scratch,
-    service::{Backend, FrontendKey, NO_BACKEND, NO_SERVICE},
+    service::{Backend, FrontendKey, NO_BACKEND, Target},
     tables::Tables,
 };
 
@@ -28,6 +28,15 @@ impl Peer {
         interface: 0,
         mac: [0; 6],
     };
+
+    #[inline(always)]
+    const fn way(&self) -> Way {
+        if self.interface == 0 {
+            Way::Stack
+        } else {
+            Way::Pod
+        }
+    }
 }
 
 /// What came of opening a flow.
@@ -52,7 +61,8 @@ pub fn open<T: Tables>(tables: &T, scratch: &mut Scratch, client: Peer, now: u64
     );
     let address = FrontendKey::whole_address(tuple.destination);
     match tables.frontend(&frontend) {
-        Some(service) => to_service(tables, scratch, client, service, now),
+        Some(Target::Service { index, .. }) => to_service(tables, scratch, client, index, now),
+        Some(_) => Opened::Refused(Reason::UndefinedPort),
         None if tables.frontend(&address).is_some() => Opened::Refused(Reason::UndefinedPort),
         None => direct(tables, scratch, Direction::ToPod, Peer::ROUTED, now),
     }
@@ -72,6 +82,7 @@ pub fn direct<T: Tables>(
     flow.twin = twin as u8;
     (flow.backend, flow.generation) = (NO_BACKEND, 0);
     (flow.interface, flow.mac) = (peer.interface, peer.mac);
+    flow.way = peer.way() as u8;
     match record(tables, scratch, now) {
         Recorded::Yes => Opened::Yes,
         // It needs no translation, so it can do without an entry.
@@ -87,9 +98,6 @@ fn to_service<T: Tables>(
     service: u32,
     now: u64,
 ) -> Opened {
-    if service == NO_SERVICE {
-        return Opened::Refused(Reason::UndefinedPort);
-    }
     let first = tables.extent(service).map_or(0, |extent| extent.first);
     let count = match tables.backend(first) {
         Some(header) if first != 0 => header.count,
@@ -142,6 +150,7 @@ fn choose<T: Tables>(
         };
         flow.twin = Direction::FromPod as u8;
         (flow.interface, flow.mac) = (client.interface, client.mac);
+        flow.way = Way::Pod as u8;
         return;
     }
     flow.to.source = key.tuple.source;
@@ -150,6 +159,11 @@ fn choose<T: Tables>(
         Some(endpoint) => (endpoint.interface, endpoint.mac),
         None => (Peer::ROUTED.interface, Peer::ROUTED.mac),
     };
+    flow.way = if flow.interface == 0 {
+        Way::Stack
+    } else {
+        Way::Pod
+    } as u8;
 }
 
 /// A number below `count`, each as likely as the next to one part in 2^32 / `count`.

@@ -1,4 +1,4 @@
-//! Flows: what was decided for a connection, remembered per pod interface and direction.
+//! Flows: what was decided for a connection, remembered per owner and direction.
 
 use crate::{
     address::{Address, UNSPECIFIED},
@@ -12,12 +12,30 @@ pub const MAX_FLOWS: usize = 524_288;
 /// Unanswered flows that fit; the least recently used make room.
 pub const MAX_HALF_OPEN: usize = 131_072;
 
-/// Which way a packet crosses a pod's interface.
+/// Which way a packet crosses an interface: that of a pod, or one that leads out of the node.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     FromPod = 1,
     ToPod = 2,
+    FromWire = 3,
+    ToWire = 4,
+}
+
+/// How the packets of a flow go on.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Along the kernel's routes, through its stack.
+    Stack = 0,
+    /// Out of the interface of a local pod, to its MAC address.
+    Pod = 1,
+    /// Out of an interface, to whoever its neighbours and routes say.
+    Neighbour = 2,
+    /// Out of the node again, as a router sends it.
+    Forward = 3,
+    /// Into an interface, to a process of the node itself.
+    Host = 4,
 }
 
 /// Source and destination of a packet.
@@ -68,7 +86,7 @@ impl Tuple {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowKey {
     pub tuple: Tuple,
-    /// Endpoint slot.
+    /// Endpoint slot, or [`crate::endpoint::WIRE`].
     pub owner: u32,
     /// IANA protocol number.
     pub protocol: u8,
@@ -161,19 +179,24 @@ pub struct Flow {
     pub last_seen: u64,
     /// The tuple that the packet leaves with.
     pub to: Tuple,
-    /// Interface of the local pod at the other end, which packets from the pod are sent straight
-    /// to; 0 leaves them to the kernel's routes.
+    /// The interface that [`Self::way`] speaks of; 0 where it speaks of none.
     pub interface: u32,
     /// Stable id of the chosen backend, or [`crate::service::NO_BACKEND`].
     pub backend: u32,
     /// The backend's generation when it was chosen.
     pub generation: u32,
+    /// Index of the service that chose it, or [`crate::service::NO_SERVICE`].
+    pub service: u32,
     /// [`FlowKey::check`] of the key.
     pub check: u32,
-    /// MAC address of the local pod at the other end.
+    /// MAC address of the local pod behind the interface.
     pub mac: [u8; 6],
+    /// The largest IP packet that fits through the interface, in bytes; 0 is not known.
+    pub mtu: u16,
     /// A [`Direction`]: where the twin is met.
     pub twin: u8,
+    /// A [`Way`], for the twins that [`Self::acts`] says it of.
+    pub way: u8,
     /// 1 on the entry of the side that opened the flow.
     pub opener: u8,
     /// 1 once the other side has answered.
@@ -184,11 +207,12 @@ pub struct Flow {
     pub twin_fin: u8,
     /// 1 once either way has seen a RST.
     pub reset: u8,
+    pub _pad: u8,
 }
 
 const _: () = assert!(size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<FlowKey>() == 44);
-const _: () = assert!(size_of::<Flow>() == 72);
+const _: () = assert!(size_of::<Flow>() == 80);
 
 impl Flow {
     /// The flow of nothing.
@@ -198,15 +222,34 @@ impl Flow {
         interface: 0,
         backend: 0,
         generation: 0,
+        service: 0,
         check: 0,
         mac: [0; 6],
+        mtu: 0,
         twin: 0,
+        way: 0,
         opener: 0,
         answered: 0,
         fin: 0,
         twin_fin: 0,
         reset: 0,
+        _pad: 0,
     };
+
+    /// How the packets of this entry go on that cross an interface in `direction`. The twins share
+    /// what they say; it is meant for those that come from a pod, that open the flow at a wire, or
+    /// that are forwarded both ways.
+    #[inline(always)]
+    pub fn acts(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::FromPod => self.way != Way::Stack as u8,
+            Direction::ToPod => false,
+            Direction::FromWire => {
+                self.way == Way::Forward as u8 || self.opener == 1 && self.way != Way::Stack as u8
+            }
+            Direction::ToWire => self.opener == 1 && self.way != Way::Stack as u8,
+        }
+    }
 
     /// What the flow has come to.
     #[inline(always)]

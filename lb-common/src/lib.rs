@@ -16,6 +16,7 @@ pub mod crc32c;
 pub mod endpoint;
 pub mod expiry;
 pub mod flow;
+pub mod fragment;
 pub mod headers;
 pub mod icmp;
 #[cfg(any(test, feature = "user"))]
@@ -36,4 +37,4 @@ mod tests;
 /// Version of the table layouts: the name of the directory that the tables are pinned under.
 ///
 /// Any change to the size, the fields or the meaning of a table's keys or values changes it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;

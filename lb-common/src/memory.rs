@@ -12,7 +12,7 @@ use crate::{
     packet::{ETHERNET, Packet, Scope},
     reason::Reason,
     refusal,
-    service::{Backend, Extent, FrontendKey},
+    service::{Backend, Extent, FrontendKey, Target},
     tables::{FlowTable, NotInserted, Note, Tables},
 };
 
@@ -87,7 +87,7 @@ impl Packet for Frame {
 pub struct MemoryTables {
     /// By interface index.
     pub slots: BTreeMap<u32, u32>,
-    pub frontends: BTreeMap<FrontendKey, u32>,
+    pub frontends: BTreeMap<FrontendKey, Target>,
     pub services: BTreeMap<u32, Extent>,
     pub backends: BTreeMap<u32, Backend>,
     pub live: BTreeMap<u32, u32>,
@@ -131,7 +131,7 @@ impl Tables for MemoryTables {
         self.slots.get(&interface).copied().unwrap_or(NO_SLOT)
     }
 
-    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+    fn frontend(&self, key: &FrontendKey) -> Option<Target> {
         self.frontends.get(key).copied()
     }
 

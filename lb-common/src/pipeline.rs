@@ -129,7 +129,7 @@ fn open<P: Packet, T: Tables>(
 ) -> Opened {
     let mac = packet.load(6).unwrap_or_default();
     match direction {
-        Direction::FromPod => balance::open(
+        Direction::FromPod | Direction::FromWire | Direction::ToWire => balance::open(
             tables,
             scratch,
             Peer {

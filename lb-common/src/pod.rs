@@ -3,9 +3,10 @@
 
 use crate::{
     address::Address,
-    endpoint::{Bucket, Endpoint, EndpointKey, Interface},
+    endpoint::{Bucket, Device, DeviceKey, Endpoint, EndpointKey, Interface},
     flow::{Flow, FlowKey, Tuple},
-    service::{Backend, Extent, Frontend, FrontendKey},
+    fragment::{FragmentKey, Ports},
+    service::{Affinity, AffinityKey, Backend, Cidr, Extent, Frontend, FrontendKey, RangeKey},
 };
 
 macro_rules! plain_data {
@@ -24,11 +25,19 @@ plain_data!(
     Frontend,
     Extent,
     Backend,
+    RangeKey,
+    Cidr,
+    AffinityKey,
+    Affinity,
     Interface,
     Bucket,
     EndpointKey,
     Endpoint,
+    DeviceKey,
+    Device,
     Tuple,
     FlowKey,
     Flow,
+    FragmentKey,
+    Ports,
 );

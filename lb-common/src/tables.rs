@@ -5,7 +5,7 @@ use crate::{
     endpoint::Endpoint,
     flow::{Flow, FlowKey},
     reason::Reason,
-    service::{Backend, Extent, FrontendKey},
+    service::{Backend, Extent, FrontendKey, Target},
 };
 
 /// Where a flow is kept.
@@ -40,8 +40,8 @@ pub enum NotInserted {
 pub trait Tables {
     /// The endpoint slot of a pod's interface, or [`crate::endpoint::NO_SLOT`].
     fn slot(&self, interface: u32) -> u32;
-    /// The service index behind a frontend.
-    fn frontend(&self, key: &FrontendKey) -> Option<u32>;
+    /// What a frontend leads to.
+    fn frontend(&self, key: &FrontendKey) -> Option<Target>;
     fn extent(&self, service: u32) -> Option<Extent>;
     fn backend(&self, row: u32) -> Option<Backend>;
     /// `LIVE[id]`; 0 where there is no such id.

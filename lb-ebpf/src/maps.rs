@@ -3,20 +3,25 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use lb_common::{
     address::Address,
-    endpoint::{Bucket, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_ENDPOINTS, NO_SLOT},
+    endpoint::{
+        Bucket, Device, DeviceKey, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_DEVICES,
+        MAX_ENDPOINTS, NO_SLOT,
+    },
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
+    fragment::{FragmentKey, MAX_FRAGMENTS, Ports},
     reason::Reason,
     refusal,
     scratch::Scratch,
     service::{
-        Backend, Extent, Frontend, FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS,
-        MAX_SERVICES,
+        Affinity, AffinityKey, Backend, Cidr, Extent, Frontend, FrontendKey, MAX_AFFINITIES,
+        MAX_BACKEND_IDS, MAX_BACKENDS, MAX_CIDRS, MAX_FRONTENDS, MAX_SERVICES, MAX_SOURCE_RANGES,
+        RangeKey, Target,
     },
     tables::{FlowTable, NotInserted, Note, Tables},
 };
@@ -47,6 +52,26 @@ static INTERFACES: Array<Bucket, INTERFACE_BUCKETS> = Array::new();
 /// How each local pod is reached.
 #[btf_map]
 static ENDPOINTS: HashMap<EndpointKey, Endpoint, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
+
+/// The interfaces that lead out of the node.
+#[btf_map]
+static DEVICES: HashMap<DeviceKey, Device, MAX_DEVICES, ON_DEMAND> = HashMap::new();
+
+/// The sources that load balancer IPs serve.
+#[btf_map]
+static SOURCE_RANGES: LpmTrie<RangeKey, u8, MAX_SOURCE_RANGES> = LpmTrie::new();
+
+/// The networks of the services' own addresses.
+#[btf_map]
+static CIDRS: Array<Cidr, MAX_CIDRS> = Array::new();
+
+/// Where each client of a service with session affinity went last.
+#[btf_map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity, MAX_AFFINITIES> = LruHashMap::new();
+
+/// The ports of fragmented packets.
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, Ports, MAX_FRAGMENTS> = LruHashMap::new();
 
 /// Two-way flows.
 #[btf_map]
@@ -91,13 +116,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+    fn frontend(&self, key: &FrontendKey) -> Option<Target> {
         let value = FRONTENDS.get_ptr(key)?.cast::<u64>();
         // SAFETY: the map's value is eight aligned bytes; one load cannot mix two of them.
         let value = unsafe { value.read_volatile() };
         // SAFETY: `Frontend` is two `u32`, for which any bits are a value.
         let frontend: Frontend = unsafe { core::mem::transmute(value) };
-        (frontend.check == key.check()).then_some(frontend.service)
+        (frontend.check == key.check()).then_some(Target::unpack(frontend.target))
     }
 
     #[inline(always)]

@@ -18,7 +18,7 @@ use crate::{
     packet::{MARK_REDIRECTED, Verdict},
     pipeline::{from_pod, to_pod},
     scratch::Scratch,
-    service::{Backend, Extent, FrontendKey, NO_SERVICE},
+    service::{Backend, Extent, FrontendKey, FrontendKind, Target},
     tables::Tables,
 };
 
@@ -55,19 +55,26 @@ impl Node {
             address: from_ip(address.ip()),
         };
         let slot = self.tables.slots[&interface];
-        self.tables
-            .endpoints
-            .insert(key, Endpoint::new(interface, slot, wire::mac(interface)));
+        let endpoint = Endpoint {
+            interface,
+            slot,
+            mac: wire::mac(interface),
+            mtu: 1500,
+        };
+        self.tables.endpoints.insert(key, endpoint);
     }
 
     /// Programs a service and returns its index.
     pub fn service(&mut self, frontend: SocketAddr, protocol: u8, backends: &[SocketAddr]) -> u32 {
         let index = self.tables.services.len() as u32 + 1;
         let key = FrontendKey::new(from_ip(frontend.ip()), frontend.port(), protocol);
-        self.tables.frontends.insert(key, index);
+        let kind = FrontendKind::Internal;
         self.tables
             .frontends
-            .insert(FrontendKey::whole_address(key.address), NO_SERVICE);
+            .insert(key, Target::Service { index, kind });
+        self.tables
+            .frontends
+            .insert(FrontendKey::whole_address(key.address), Target::Undefined);
         self.point(index, backends);
         index
     }
@@ -77,9 +84,13 @@ impl Node {
         let first = self.rows;
         let mut frontends = self.tables.frontends.iter();
         let (key, _) = frontends
-            .find(|(_, service)| **service == index)
+            .find(|(_, target)| matches!(target, Target::Service { index: found, .. } if *found == index))
             .expect("a frontend");
-        let header = Backend::header(key, index, backends.len() as u32, 0);
+        let header = Backend {
+            count: backends.len() as u32,
+            any: u8::from(!backends.is_empty()),
+            ..Backend::header(key, index)
+        };
         self.tables.backends.insert(first, header);
         self.rows += 1;
         for backend in backends {
@@ -123,6 +134,7 @@ impl Node {
         let verdict = match direction {
             Direction::FromPod => from_pod(&mut frame, tables, scratch),
             Direction::ToPod => to_pod(&mut frame, tables, scratch),
+            Direction::FromWire | Direction::ToWire => unreachable!("not a pod's"),
         };
         if matches!(verdict, Verdict::Pass | Verdict::Redirect(_)) {
             wire::check(&frame.bytes);

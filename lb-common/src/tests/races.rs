@@ -10,7 +10,7 @@ use crate::{
     headers::{SYN, TCP, UDP},
     memory::MemoryTables,
     reason::Reason,
-    service::{Backend, Extent, FrontendKey},
+    service::{Backend, Extent, FrontendKey, Target},
     tables::{FlowTable, NotInserted, Note, Tables},
 };
 
@@ -42,7 +42,7 @@ impl Tables for Raced<'_> {
     fn slot(&self, interface: u32) -> u32 {
         self.tables.slot(interface)
     }
-    fn frontend(&self, key: &FrontendKey) -> Option<u32> {
+    fn frontend(&self, key: &FrontendKey) -> Option<Target> {
         self.tables.frontend(key)
     }
     fn extent(&self, service: u32) -> Option<Extent> {

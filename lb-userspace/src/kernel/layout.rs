@@ -1,14 +1,19 @@
 //! What each table must look like for this version to read and write it.
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{MapData, MapType};
+use aya::maps::{MapData, MapType, lpm_trie::Key};
 use lb_common::{
-    endpoint::{Bucket, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_ENDPOINTS},
+    endpoint::{
+        Bucket, Device, DeviceKey, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_DEVICES,
+        MAX_ENDPOINTS,
+    },
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
+    fragment::{FragmentKey, MAX_FRAGMENTS, Ports},
     reason::Reason,
     service::{
-        Backend, Extent, Frontend, FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS,
-        MAX_SERVICES,
+        Affinity, AffinityKey, Backend, Cidr, Extent, Frontend, FrontendKey, MAX_AFFINITIES,
+        MAX_BACKEND_IDS, MAX_BACKENDS, MAX_CIDRS, MAX_FRONTENDS, MAX_SERVICES, MAX_SOURCE_RANGES,
+        RangeKey,
     },
 };
 
@@ -29,13 +34,23 @@ const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Every table that outlives the agent.
-pub const TABLES: [Layout; 10] = [
+pub const TABLES: [Layout; 15] = [
     table::<FrontendKey, Frontend>("FRONTENDS", MapType::Hash, MAX_FRONTENDS, NO_PREALLOC),
     table::<u32, Extent>("SERVICES", MapType::Array, MAX_SERVICES, MMAPABLE),
     table::<u32, Backend>("BACKENDS", MapType::Array, MAX_BACKENDS, MMAPABLE),
     table::<u32, u32>("LIVE", MapType::Array, MAX_BACKEND_IDS, MMAPABLE),
     table::<u32, Bucket>("INTERFACES", MapType::Array, INTERFACE_BUCKETS, 0),
     table::<EndpointKey, Endpoint>("ENDPOINTS", MapType::Hash, MAX_ENDPOINTS, NO_PREALLOC),
+    table::<DeviceKey, Device>("DEVICES", MapType::Hash, MAX_DEVICES, NO_PREALLOC),
+    table::<Key<RangeKey>, u8>(
+        "SOURCE_RANGES",
+        MapType::LpmTrie,
+        MAX_SOURCE_RANGES,
+        NO_PREALLOC,
+    ),
+    table::<u32, Cidr>("CIDRS", MapType::Array, MAX_CIDRS, 0),
+    table::<AffinityKey, Affinity>("AFFINITY", MapType::LruHash, MAX_AFFINITIES, 0),
+    table::<FragmentKey, Ports>("FRAGMENTS", MapType::LruHash, MAX_FRAGMENTS, 0),
     table::<FlowKey, Flow>("FLOWS", MapType::Hash, MAX_FLOWS, NO_PREALLOC),
     table::<FlowKey, Flow>("HALF_OPEN", MapType::LruHash, MAX_HALF_OPEN, 0),
     table::<u32, u64>("COUNTERS", MapType::PerCpuArray, Reason::ALL.len(), 0),

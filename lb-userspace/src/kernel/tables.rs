@@ -54,7 +54,7 @@ impl Tables {
             Op::Service { service, extent } => self.services.set(service, extent),
             Op::Frontend { key, service } => {
                 let frontend = Frontend {
-                    service,
+                    target: service,
                     check: key.check(),
                 };
                 self.frontends
@@ -83,7 +83,7 @@ impl Tables {
         for entry in self.frontends.iter() {
             let (key, frontend) = entry.context("read FRONTENDS")?;
             let own = frontend.check == key.check();
-            frontends.insert(key, if own { frontend.service } else { NOT_ITS_OWN });
+            frontends.insert(key, if own { frontend.target } else { NOT_ITS_OWN });
         }
         Ok(ServiceTables {
             frontends,

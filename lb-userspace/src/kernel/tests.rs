@@ -177,7 +177,12 @@ fn tables_say_what_was_written_and_outlive_the_agent() {
             tables.apply(&op).expect("a write");
         }
         let address = from_ip("10.0.1.1".parse().expect("an address"));
-        let endpoint = Endpoint::new(7, 3, [2, 0, 0, 0, 0, 1]);
+        let endpoint = Endpoint {
+            interface: 7,
+            slot: 3,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+        };
         tables.put_endpoint(address, endpoint).expect("a write");
         // One bucket holds four: the fifth interface with its remainder finds no room.
         for n in 0..4 {

@@ -528,12 +528,12 @@ impl Allocations {
 fn header(service: u32, port: &Port) -> Backend {
     let unspecified = FrontendKey::whole_address(UNSPECIFIED);
     let Backends { chosen, draining } = &port.backends;
-    Backend::header(
-        port.frontends.first().unwrap_or(&unspecified),
-        service,
-        chosen.len() as u32,
-        draining.len() as u32,
-    )
+    Backend {
+        count: chosen.len() as u32,
+        draining: draining.len() as u32,
+        any: u8::from(!chosen.is_empty()),
+        ..Backend::header(port.frontends.first().unwrap_or(&unspecified), service)
+    }
 }
 
 /// Plans a write, as done.

@@ -553,7 +553,10 @@ fn broken_tables_are_mended() {
     program(&mut allocations, &mut kernel, &all);
     let extents = kernel.tables.services.clone();
     let header = kernel.tables.rows[&extents[&1].first];
-    let endless = Backend::header(&frontend(1, 80), 1, u32::MAX, 0);
+    let endless = Backend {
+        count: u32::MAX,
+        ..Backend::header(&frontend(1, 80), 1)
+    };
     for damage in [
         Op::Row {
             row: extents[&1].first,

@@ -246,7 +246,15 @@ impl Interfaces {
         let mut wanted = BTreeMap::new();
         for (address, Holder { interface, mac }) in self.claims.holders() {
             if let Some(slot) = self.slots.of(*interface) {
-                wanted.insert(from_ip(*address), Endpoint::new(*interface, slot, *mac));
+                wanted.insert(
+                    from_ip(*address),
+                    Endpoint {
+                        interface: *interface,
+                        slot,
+                        mac: *mac,
+                        mtu: 0,
+                    },
+                );
             }
         }
         for (address, endpoint) in &wanted {

@@ -181,7 +181,7 @@ mod tests {
         for number in 0..=MAX_FRONTENDS as u32 {
             let key = FrontendKey::new(from_ip(number.to_be_bytes().into()), 1, 6);
             let frontend = Frontend {
-                service: 9,
+                target: 9,
                 check: key.check(),
             };
             match frontends.insert(key, frontend, 0) {

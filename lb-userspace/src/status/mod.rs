@@ -307,13 +307,22 @@ mod tests {
             ]
             .into(),
             rows: [
-                (1, Backend::header(&web_key, 1, 1, 1)),
+                (1, header(&web_key, 1, 1, 1)),
                 (2, Backend::new(address("10.0.0.1"), 8080, 1, 1)),
                 (3, Backend::new(address("10.0.0.2"), 8080, 2, 1)),
-                (4, Backend::header(&idle_key, 2, 0, 0)),
+                (4, header(&idle_key, 2, 0, 0)),
             ]
             .into(),
             live: [(1, 1), (2, 1)].into(),
+        }
+    }
+
+    fn header(key: &FrontendKey, service: u32, count: u32, draining: u32) -> Backend {
+        Backend {
+            count,
+            draining,
+            any: u8::from(count > 0),
+            ..Backend::header(key, service)
         }
     }
 

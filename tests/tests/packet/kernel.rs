@@ -78,6 +78,7 @@ impl Kernel {
         let hook = match direction {
             Direction::FromPod => Hook::PodEgress,
             Direction::ToPod => Hook::PodIngress,
+            Direction::FromWire | Direction::ToWire => unreachable!("not a pod's"),
         };
         let mut bytes = vec![0; frame.bytes.len() + 128];
         let mut context_out = [0; CONTEXT];
@@ -136,9 +137,10 @@ impl Kernel {
 
     /// Writes everything but flows and counters.
     pub fn write(&mut self, tables: &MemoryTables) {
-        for (key, &service) in &tables.frontends {
+        for (key, target) in &tables.frontends {
             let check = key.check();
-            put(self.hash("FRONTENDS"), key, &Frontend { service, check });
+            let target = target.pack();
+            put(self.hash("FRONTENDS"), key, &Frontend { target, check });
         }
         self.fill("SERVICES", &tables.services);
         self.fill("BACKENDS", &tables.backends);

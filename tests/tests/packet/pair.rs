@@ -12,7 +12,7 @@ use lb_common::{
     pipeline::{from_pod, to_pod},
     reason::Reason,
     scratch::Scratch,
-    service::{Backend, Extent, FrontendKey, NO_SERVICE},
+    service::{Backend, Extent, FrontendKey, FrontendKind, Target},
     tables::FlowTable,
 };
 
@@ -53,7 +53,12 @@ impl<'a> Pair<'a> {
     pub fn pod(&mut self, address: SocketAddr, interface: u32) {
         let address = from_ip(address.ip());
         let slot = self.memory.slots[&interface];
-        let endpoint = Endpoint::new(interface, slot, wire::mac(interface));
+        let endpoint = Endpoint {
+            interface,
+            slot,
+            mac: wire::mac(interface),
+            mtu: 1500,
+        };
         self.memory
             .endpoints
             .insert(EndpointKey { address }, endpoint);
@@ -65,7 +70,11 @@ impl<'a> Pair<'a> {
         let index = self.memory.services.len() as u32 + 1;
         let key = FrontendKey::new(from_ip(frontend.ip()), frontend.port(), protocol);
         let first = self.rows;
-        let header = Backend::header(&key, index, backends.len() as u32, 0);
+        let header = Backend {
+            count: backends.len() as u32,
+            any: u8::from(!backends.is_empty()),
+            ..Backend::header(&key, index)
+        };
         self.memory.backends.insert(first, header);
         for (id, backend) in (first + 1..).zip(backends) {
             let row = Backend::new(from_ip(backend.ip()), backend.port(), id, 1);
@@ -77,8 +86,14 @@ impl<'a> Pair<'a> {
         let extent = Extent { first, revision: 1 };
         self.memory.services.insert(index, extent);
         self.memory.frontends.extend([
-            (FrontendKey::whole_address(key.address), NO_SERVICE),
-            (key, index),
+            (FrontendKey::whole_address(key.address), Target::Undefined),
+            (
+                key,
+                Target::Service {
+                    index,
+                    kind: FrontendKind::Internal,
+                },
+            ),
         ]);
         self.kernel.write(&self.memory);
     }
@@ -171,6 +186,7 @@ impl<'a> Pair<'a> {
         let verdict = match direction {
             Direction::FromPod => from_pod(&mut frame, &self.memory, scratch),
             Direction::ToPod => to_pod(&mut frame, &self.memory, scratch),
+            Direction::FromWire | Direction::ToWire => unreachable!("not a pod's"),
         };
         let mut expected = Outcome {
             action: match verdict {
