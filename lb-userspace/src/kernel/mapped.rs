@@ -19,7 +19,7 @@ pub struct Mapped<T> {
 }
 
 /// The largest value, in words.
-const WORDS: usize = 5;
+const WORDS: usize = 7;
 
 impl<T: Pod> Mapped<T> {
     const STRIDE: usize = {
