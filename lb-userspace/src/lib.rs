@@ -7,6 +7,7 @@ pub mod kernel;
 pub mod links;
 pub mod logging;
 pub mod names;
+pub mod node_view;
 pub mod plan;
 pub mod render;
 pub mod run;
