@@ -48,6 +48,8 @@ enum Topology {
     Ptp,
     /// A bridge for all pods of a node
     Bridge,
+    /// A link for each pod, and VXLAN between nodes
+    Vxlan,
 }
 
 /// Sets the machine up, builds, and runs the sandbox or the agent.
@@ -80,6 +82,7 @@ fn sandbox(program: &Path, args: &Args) -> Result<ExitCode> {
     let topology = match args.topology {
         Topology::Ptp => "ptp",
         Topology::Bridge => "bridge",
+        Topology::Vxlan => "vxlan",
     };
     command.args(["--topology", topology, "--nodes", &args.nodes.to_string()]);
     if args.once {

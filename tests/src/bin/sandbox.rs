@@ -29,6 +29,8 @@ enum Shape {
     Ptp,
     /// A bridge for all pods of a node
     Bridge,
+    /// A link for each pod, and VXLAN between nodes
+    Vxlan,
 }
 
 fn main() -> Result<ExitCode> {
@@ -42,6 +44,7 @@ fn main() -> Result<ExitCode> {
     let topology = match topology {
         Shape::Ptp => Topology::PointToPoint,
         Shape::Bridge => Topology::Bridge,
+        Shape::Vxlan => Topology::Vxlan,
     };
     let well = demo::run(&Options {
         topology,

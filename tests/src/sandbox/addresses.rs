@@ -70,6 +70,33 @@ pub fn cluster_ip(number: u8) -> Pair {
     }
 }
 
+/// The networks that all ClusterIPs are from.
+pub fn service_networks() -> [IpNet; 2] {
+    let Pair { v4, v6 } = cluster_ip(0);
+    [
+        IpNet::V4(Ipv4Net::new_assert(v4, 16)),
+        IpNet::V6(Ipv6Net::new_assert(v6, 112)),
+    ]
+}
+
+/// An address for load balancers and external IPs by its number: `203.0.113.<number>` and
+/// `fd00:203:0:113::<number>`.
+pub fn public_ip(number: u8) -> Pair {
+    Pair {
+        v4: Ipv4Addr::new(203, 0, 113, number),
+        v6: Ipv6Addr::new(0xfd00, 0x203, 0, 0x113, 0, 0, 0, decimal_as_hex(number)),
+    }
+}
+
+/// An address of a client outside of the cluster by its number: `198.51.100.<number>` and
+/// `fd00:198:51:100::<number>`.
+pub fn outside_client(number: u8) -> Pair {
+    Pair {
+        v4: Ipv4Addr::new(198, 51, 100, number),
+        v6: Ipv6Addr::new(0xfd00, 0x198, 0x51, 0x100, 0, 0, 0, decimal_as_hex(number)),
+    }
+}
+
 /// A node's own address; nodes are counted from 1.
 pub(super) fn node(number: u8) -> Pair {
     uplink(number + 1)
@@ -90,6 +117,14 @@ fn uplink(host: u8) -> Pair {
     }
 }
 
+/// A second address of a node, which no Node object mentions.
+pub(super) fn spare(number: u8) -> Pair {
+    Pair {
+        v4: Ipv4Addr::new(172, 19, 0, number + 1),
+        v6: Ipv6Addr::new(0xfd00, 0x172, 0x19, 0, 0, 0, 0, decimal_as_hex(number + 1)),
+    }
+}
+
 /// The networks of a node's pods.
 pub(super) fn pod_networks(node: u8) -> [IpNet; 2] {
     let Pair { v4, v6 } = pod(node, 0);
@@ -106,6 +141,11 @@ pub(super) fn cluster_networks() -> [IpNet; 2] {
         IpNet::V4(Ipv4Net::new_assert(v4, 16)),
         IpNet::V6(Ipv6Net::new_assert(v6, 48)),
     ]
+}
+
+/// The address of a node's tunnel device, which is the first of its pods' network.
+pub(super) fn overlay(node: u8) -> Pair {
+    pod(node, 0)
 }
 
 /// What a node's pods send everything to that is not on their own link.

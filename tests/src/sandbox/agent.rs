@@ -62,6 +62,8 @@ impl Agent {
             .args(["run", "--node-name", node.name(), source])
             .arg(at)
             .args(places(node))
+            .arg("--cgroup-root")
+            .arg(node.cgroup())
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

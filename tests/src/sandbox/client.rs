@@ -13,8 +13,9 @@ use tokio::{
 };
 
 use super::{
+    addresses::{Family, Pair},
     namespace::Namespace,
-    server::{self, Protocol},
+    server::{self, LARGEST_DATAGRAM, Protocol},
 };
 
 /// How long a client waits before it gives up: long enough for one lost SYN.
@@ -94,15 +95,23 @@ impl Conversation {
 
     /// Opens a conversation from a port; a TCP port may still linger from an earlier connection.
     pub async fn open_from(port: u16, protocol: Protocol, to: SocketAddr) -> Result<Self, Failure> {
-        let any = SocketAddr::new(unspecified(to.ip()), port);
+        Self::open_at(SocketAddr::new(unspecified(to.ip()), port), protocol, to).await
+    }
+
+    /// Opens a conversation from an address and port, of which either may be left to the kernel.
+    pub async fn open_at(
+        from: SocketAddr,
+        protocol: Protocol,
+        to: SocketAddr,
+    ) -> Result<Self, Failure> {
         let transport = match protocol {
             Protocol::Tcp => {
-                let stream = patiently(connect(any, to)).await?;
+                let stream = patiently(connect(from, to)).await?;
                 stream.set_nodelay(true)?;
                 Transport::Tcp(BufReader::new(stream))
             }
             Protocol::Udp => {
-                let socket = UdpSocket::bind(any).await?;
+                let socket = UdpSocket::bind(from).await?;
                 socket.connect(to).await?;
                 Transport::Udp(socket)
             }
@@ -132,17 +141,25 @@ impl Conversation {
         self.reply(&answer)
     }
 
-    /// Sends `size` bytes and asks who took them. TCP only.
+    /// Sends `size` bytes, by UDP in one datagram, and asks who took them.
     pub async fn upload(&mut self, size: usize) -> Result<Reply, Failure> {
         let answer = patiently(self.exchange(&format!("take {size}\n"), size)).await?;
         self.reply(&answer)
     }
 
-    /// Receives `size` bytes. TCP only.
+    /// Receives `size` bytes, by UDP in one datagram.
     pub async fn download(&mut self, size: usize) -> Result<Reply, Failure> {
         let answer = patiently(self.exchange(&format!("give {size}\n"), 0)).await?;
-        if let Transport::Tcp(stream) = &mut self.transport {
-            patiently(stream.read_exact(&mut vec![0; size])).await?;
+        match &mut self.transport {
+            Transport::Tcp(stream) => {
+                patiently(stream.read_exact(&mut vec![0; size])).await?;
+            }
+            Transport::Udp(_) => {
+                let more = answer.split_once('\n').map_or(0, |(_, more)| more.len());
+                if more != size {
+                    return Err(Failure::Broken(format!("{more} of {size} bytes came")));
+                }
+            }
         }
         self.reply(&answer)
     }
@@ -178,8 +195,10 @@ impl Conversation {
                 Ok(answer)
             }
             Transport::Udp(socket) => {
-                socket.send(request.as_bytes()).await?;
-                let mut datagram = [0; 2048];
+                socket
+                    .send(&[request.as_bytes(), &vec![b'.'; more]].concat())
+                    .await?;
+                let mut datagram = vec![0; LARGEST_DATAGRAM];
                 let size = socket.recv(&mut datagram).await?;
                 Ok(String::from_utf8_lossy(&datagram[..size]).into_owned())
             }
@@ -231,11 +250,58 @@ fn unspecified(like: IpAddr) -> IpAddr {
     }
 }
 
-/// Asks a server who it is, in a conversation of its own.
-pub(super) fn ask(
-    namespace: &Namespace,
-    protocol: Protocol,
-    to: SocketAddr,
-) -> Result<Reply, Failure> {
-    namespace.run(async move { Conversation::open(protocol, to).await?.ask().await })
+/// Who asks: a pod, a process of a node, or somebody outside.
+#[derive(Clone, Copy)]
+pub struct Client<'a> {
+    namespace: &'a Namespace,
+    source: Option<Pair>,
+}
+
+impl<'a> Client<'a> {
+    /// A client that leaves its address to the kernel.
+    pub(super) fn any(namespace: &'a Namespace) -> Self {
+        Self {
+            namespace,
+            source: None,
+        }
+    }
+
+    /// A client with an address of its own.
+    pub(super) fn with(namespace: &'a Namespace, source: Pair) -> Self {
+        Self {
+            namespace,
+            source: Some(source),
+        }
+    }
+
+    /// Asks a server who it is, in a conversation of its own.
+    pub fn ask(&self, protocol: Protocol, to: SocketAddr) -> Result<Reply, Failure> {
+        let from = self.from(to);
+        self.run(async move { Conversation::open_at(from, protocol, to).await?.ask().await })
+    }
+
+    /// Opens a conversation.
+    pub fn open(&self, protocol: Protocol, to: SocketAddr) -> Result<Conversation, Failure> {
+        let from = self.from(to);
+        self.run(Conversation::open_at(from, protocol, to))
+    }
+
+    /// What a socket of this client that is to reach `to` is bound to, with any port.
+    pub fn from(&self, to: SocketAddr) -> SocketAddr {
+        let source = self.source.map(|source| source.get(Family::of(to.ip())));
+        SocketAddr::new(source.unwrap_or_else(|| unspecified(to.ip())), 0)
+    }
+
+    /// Where the client is.
+    pub fn namespace(&self) -> &'a Namespace {
+        self.namespace
+    }
+
+    /// Runs a future where the client is; see [`Namespace::run`].
+    pub fn run<F>(&self, future: F) -> F::Output
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.namespace.run(future)
+    }
 }

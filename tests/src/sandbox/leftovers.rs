@@ -1,6 +1,7 @@
 //! Whatever a sandbox leaves outside of its own memory, and how it goes.
 //!
-//! All of it carries the process id: the namespaces' names, and one directory per process.
+//! All of it carries the process id: the names of namespaces and cgroups, and one directory per
+//! process.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, umount2};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::namespace;
+use super::{cgroup, namespace};
 
 /// One directory per process that has sandboxes.
 const DIRECTORIES: &str = "/run/lb-sandbox";
@@ -59,7 +60,8 @@ pub(super) fn directory(pid: u32) -> PathBuf {
 
 /// Removes what dead processes have left.
 pub(super) fn remove_dead() {
-    let named = entries(namespace::NAMED).filter_map(|name| {
+    let cgroups = cgroup::own().map(entries).into_iter().flatten();
+    let named = entries(namespace::NAMED).chain(cgroups).filter_map(|name| {
         let (pid, _) = name.strip_prefix("lb")?.split_once('-')?;
         pid.parse().ok()
     });
@@ -71,11 +73,16 @@ pub(super) fn remove_dead() {
     }
 }
 
-/// Removes what a process has left: names of namespaces, bpf file systems, files.
+/// Removes what a process has left: names of namespaces, cgroups, bpf file systems, files.
 fn remove(pid: u32) {
     let prefix = prefix(pid);
     for name in entries(namespace::NAMED).filter(|name| name.starts_with(&prefix)) {
         namespace::remove(&Path::new(namespace::NAMED).join(name));
+    }
+    if let Ok(cgroups) = cgroup::own() {
+        for name in entries(&cgroups).filter(|name| name.starts_with(&prefix)) {
+            cgroup::remove(&cgroups.join(name));
+        }
     }
     let directory = directory(pid);
     for sandbox in entries(&directory) {

@@ -22,13 +22,16 @@
 
 mod addresses;
 mod agent;
+mod cgroup;
 mod client;
 mod leftovers;
 mod manifests;
 mod namespace;
 mod netfilter;
 mod node;
+mod overlay;
 mod pod;
+mod router;
 mod server;
 mod wiring;
 
@@ -44,11 +47,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use self::node::Router;
 pub use self::{
-    addresses::{Family, Pair, cluster_ip},
+    addresses::{Family, Pair, cluster_ip, outside_client, public_ip, service_networks},
     agent::{Agent, program, until},
-    client::{Conversation, Failure, PATIENCE, Reply},
+    client::{Client, Conversation, Failure, PATIENCE, Reply},
     leftovers::remove_on_signal,
     manifests::{Endpoint, Manifests, Service, text},
     namespace::{Namespace, tied},
@@ -56,6 +58,7 @@ pub use self::{
     pod::Pod,
     server::Protocol,
 };
+use self::{cgroup::Cgroup, router::Router};
 
 /// Host numbers of pods begin here.
 const FIRST_POD: u8 = 10;
@@ -67,6 +70,29 @@ pub enum Topology {
     PointToPoint,
     /// All pods on one bridge, as the CNI plugin `bridge` and flannel have it.
     Bridge,
+    /// Point to point on the node, and VXLAN from node to node, as flannel has it.
+    Vxlan,
+}
+
+impl Topology {
+    pub const ALL: [Self; 3] = [Self::PointToPoint, Self::Bridge, Self::Vxlan];
+
+    /// As the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PointToPoint => "ptp",
+            Self::Bridge => "bridge",
+            Self::Vxlan => "vxlan",
+        }
+    }
+
+    /// The largest packet that a pod sends, in bytes.
+    fn pod_mtu(self) -> u32 {
+        match self {
+            Self::PointToPoint | Self::Bridge => 1500,
+            Self::Vxlan => overlay::MTU,
+        }
+    }
 }
 
 /// What a sandbox is to consist of.
@@ -102,9 +128,10 @@ impl Builder {
         let prefix = format!("{}{number}-", leftovers::prefix(process::id()));
         let directory = leftovers::directory(process::id()).join(number.to_string());
         let cleanup = Cleanup(directory.clone());
+        let cgroup = Cgroup::create(prefix.trim_end_matches('-'))?;
         let router = Router::create(&prefix)?;
         let nodes: Vec<Node> = (1..=self.nodes)
-            .map(|node| Node::create(&prefix, node, self.topology, &router, &directory))
+            .map(|node| Node::create(&prefix, node, self.topology, &router, &cgroup, &directory))
             .collect::<Result<_>>()?;
         for node in &nodes {
             for other in nodes.iter().filter(|other| other.name() != node.name()) {
@@ -116,6 +143,7 @@ impl Builder {
             pods: BTreeMap::new(),
             nodes,
             router,
+            _cgroup: cgroup,
             hosts: FIRST_POD,
             cleanup,
         };
@@ -131,6 +159,7 @@ pub struct Sandbox {
     pods: BTreeMap<String, Pod>,
     nodes: Vec<Node>,
     router: Router,
+    _cgroup: Cgroup,
     cleanup: Cleanup,
     prefix: String,
     /// The host number of the next pod.
@@ -187,6 +216,16 @@ impl Sandbox {
     /// Its addresses.
     pub fn outside_addresses(&self) -> Pair {
         addresses::outside()
+    }
+
+    /// A client outside of the cluster by its number, from 1 to 8.
+    pub fn outside_client(&self, number: u8) -> Client<'_> {
+        Client::with(self.outside(), outside_client(number))
+    }
+
+    /// Sends what is for some addresses from outside to a node, in place of another.
+    pub fn route_outside(&self, addresses: Pair, node: &Node) -> Result<()> {
+        self.router.route(addresses, node.addresses())
     }
 
     /// A directory that goes with the sandbox.

@@ -22,6 +22,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::cgroup::Cgroup;
+
 /// Where `ip netns` looks for namespaces, so that a person can enter ours with it.
 pub(super) const NAMED: &str = "/run/netns";
 
@@ -38,14 +40,16 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace that `ip netns exec NAME` enters.
-    pub fn create(name: &str) -> Result<Self> {
+    /// Makes a namespace that `ip netns exec NAME` enters, with its threads and processes in a
+    /// cgroup of their own where there is one.
+    pub(super) fn create(name: &str, cgroup: Option<&Cgroup>) -> Result<Self> {
         let (ready, made) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let path = path(name);
+        let entrance = cgroup.map(Cgroup::entrance);
         let thread = thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || match enter_new(&path) {
+            .spawn(move || match enter_new(&path, entrance.as_deref()) {
                 Ok((file, runtime)) => {
                     let sent = ready.send(Ok((file, runtime.handle().clone())));
                     if sent.is_ok() {
@@ -162,9 +166,12 @@ fn path(name: &str) -> PathBuf {
     Path::new(NAMED).join(name)
 }
 
-/// Moves this thread into a new namespace and gives that a name.
-fn enter_new(path: &Path) -> Result<(File, Runtime)> {
+/// Moves this thread into a new namespace and gives that a name, and into a cgroup.
+fn enter_new(path: &Path, cgroup: Option<&Path>) -> Result<(File, Runtime)> {
     unshare(CloneFlags::CLONE_NEWNET).context("unshare (root is needed)")?;
+    if let Some(cgroup) = cgroup {
+        fs::write(cgroup, "0").with_context(|| format!("join by {}", cgroup.display()))?;
+    }
     fs::create_dir_all(NAMED)?;
     File::create_new(path).with_context(|| format!("create {}", path.display()))?;
     let own = Path::new("/proc/thread-self/ns/net");

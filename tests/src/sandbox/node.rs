@@ -2,8 +2,8 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
@@ -13,14 +13,17 @@ use nix::mount::{MsFlags, mount};
 use super::{
     Topology,
     addresses::{self, Family, Pair},
+    cgroup::Cgroup,
+    client::{Client, Failure, Reply},
     namespace::Namespace,
-    netfilter,
+    netfilter, overlay,
+    router::Router,
     server::{self, Protocol},
     wiring::{Via, Wiring, everything, only},
 };
 
 const BRIDGE: &str = "cni0";
-const UPLINK: &str = "eth0";
+pub(super) const UPLINK: &str = "eth0";
 /// A pod's interface as the pod sees it.
 const INSIDE: &str = "eth0";
 
@@ -30,6 +33,8 @@ pub struct Node {
     number: u8,
     topology: Topology,
     namespace: Namespace,
+    /// After the namespace, whose threads are in it.
+    cgroup: Cgroup,
     directory: PathBuf,
 }
 
@@ -40,10 +45,12 @@ impl Node {
         number: u8,
         topology: Topology,
         router: &Router,
+        cgroups: &Cgroup,
         directory: &Path,
     ) -> Result<Self> {
         let name = format!("node-{number}");
-        let namespace = Namespace::create(&format!("{prefix}{name}"))?;
+        let cgroup = cgroups.child(&name)?;
+        let namespace = Namespace::create(&format!("{prefix}{name}"), Some(&cgroup))?;
         for (setting, value) in [
             ("ipv4/ip_forward", "1"),
             ("ipv6/conf/all/forwarding", "1"),
@@ -53,8 +60,10 @@ impl Node {
             namespace.set(setting, value)?;
         }
         router.connect(&namespace, number)?;
-        if topology == Topology::Bridge {
-            add_bridge(&namespace, number)?;
+        match topology {
+            Topology::PointToPoint => (),
+            Topology::Bridge => add_bridge(&namespace, number)?,
+            Topology::Vxlan => overlay::add(&namespace, number)?,
         }
         netfilter::load(&namespace, number)?;
 
@@ -74,6 +83,7 @@ impl Node {
             number,
             topology,
             namespace,
+            cgroup,
             directory,
         })
     }
@@ -91,6 +101,40 @@ impl Node {
     /// Its network namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
+    }
+
+    /// The cgroup that holds its processes and its pods.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// A cgroup for a pod, where a kubelet makes it.
+    pub(super) fn pod_cgroup(&self, uid: &str) -> Result<Cgroup> {
+        self.cgroup.child(&format!("kubepods/besteffort/pod{uid}"))
+    }
+
+    /// A process in its host namespace.
+    pub fn client(&self) -> Client<'_> {
+        Client::any(&self.namespace)
+    }
+
+    /// Asks a server who it is, in a conversation of its own.
+    pub fn ask(&self, protocol: Protocol, to: SocketAddr) -> Result<Reply, Failure> {
+        self.client().ask(protocol, to)
+    }
+
+    /// Gives it addresses that no Node object mentions, and returns them.
+    pub fn add_spare_addresses(&self) -> Result<Pair> {
+        let spare = addresses::spare(self.number);
+        Wiring::of(&self.namespace, move |wiring| async move {
+            let index = wiring.index("lo").await?;
+            for address in spare.each() {
+                let prefix = Family::of(address).host_prefix();
+                wiring.address(index, address, prefix).await?;
+            }
+            Ok(())
+        })?;
+        Ok(spare)
     }
 
     /// Its own directory.
@@ -119,7 +163,12 @@ impl Node {
 
     /// Serves a port on its own addresses, as a host-network pod called `name` does.
     pub fn serve(&self, name: &str, protocol: Protocol, port: u16) -> Result<()> {
-        server::start(&self.namespace, name, protocol, self.addresses(), port)
+        self.serve_on(self.addresses(), name, protocol, port)
+    }
+
+    /// Serves a port on other addresses of the node.
+    pub fn serve_on(&self, on: Pair, name: &str, protocol: Protocol, port: u16) -> Result<()> {
+        server::start(&self.namespace, name, protocol, on, port)
     }
 
     /// Lets bridged packets pass netfilter, as real clusters do.
@@ -142,7 +191,7 @@ impl Node {
         self.plug_in(pod, interface)?;
         self.configure_inside(pod, own)?;
         match self.topology {
-            Topology::PointToPoint => self.route_to_pod(interface, own),
+            Topology::PointToPoint | Topology::Vxlan => self.route_to_pod(interface, own),
             Topology::Bridge => Ok(()),
         }
     }
@@ -150,15 +199,17 @@ impl Node {
     /// Makes the veth pair and brings both ends up.
     fn plug_in(&self, pod: &Namespace, interface: &str) -> Result<()> {
         let (peer, descriptor) = (interface.to_owned(), self.namespace.descriptor());
+        let mtu = self.topology.pod_mtu();
         Wiring::of(pod, move |wiring| async move {
             wiring.up(wiring.index("lo").await?).await?;
-            wiring
-                .up(wiring.veth(INSIDE, &peer, descriptor).await?)
-                .await
+            let index = wiring.veth(INSIDE, &peer, descriptor).await?;
+            wiring.mtu(index, mtu).await?;
+            wiring.up(index).await
         })?;
         let (outer, topology) = (interface.to_owned(), self.topology);
         Wiring::of(&self.namespace, move |wiring| async move {
             let index = wiring.index(&outer).await?;
+            wiring.mtu(index, mtu).await?;
             if topology == Topology::Bridge {
                 wiring.join(index, wiring.index(BRIDGE).await?).await?;
             }
@@ -176,7 +227,7 @@ impl Node {
             {
                 let family = Family::of(address);
                 match topology {
-                    Topology::PointToPoint => {
+                    Topology::PointToPoint | Topology::Vxlan => {
                         wiring.address(index, address, family.host_prefix()).await?;
                         wiring.route(only(gateway), index, Via::Link).await?;
                     }
@@ -206,8 +257,15 @@ impl Node {
         })
     }
 
-    /// Routes the pods of another node through that node.
+    /// Routes the pods of another node to that node.
     pub(super) fn route_to(&self, other: &Node) -> Result<()> {
+        match self.topology {
+            Topology::PointToPoint | Topology::Bridge => self.route_through(other),
+            Topology::Vxlan => overlay::connect(&self.namespace, other.number),
+        }
+    }
+
+    fn route_through(&self, other: &Node) -> Result<()> {
         let (number, addresses) = (other.number, other.addresses());
         Wiring::of(&self.namespace, move |wiring| async move {
             let uplink = wiring.index(UPLINK).await?;
@@ -233,62 +291,4 @@ fn add_bridge(namespace: &Namespace, number: u8) -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// What the nodes' uplinks are connected to: a bridge, whose own address is the way out of the
-/// cluster. It forwards nothing, so what reaches it unasked for is lost.
-pub(super) struct Router {
-    namespace: Arc<Namespace>,
-}
-
-impl Router {
-    pub(super) fn create(prefix: &str) -> Result<Self> {
-        let namespace = Namespace::create(&format!("{prefix}router"))?;
-        Wiring::of(&namespace, |wiring| async move {
-            wiring.up(wiring.index("lo").await?).await?;
-            let bridge = wiring.bridge("uplinks").await?;
-            let addresses = addresses::outside().each();
-            for (address, prefix) in addresses.into_iter().zip(addresses::UPLINK_PREFIX) {
-                wiring.address(bridge, address, prefix).await?;
-            }
-            Ok(())
-        })?;
-        Ok(Self {
-            namespace: Arc::new(namespace),
-        })
-    }
-
-    pub(super) fn namespace(&self) -> &Arc<Namespace> {
-        &self.namespace
-    }
-
-    /// Gives a node its uplink.
-    fn connect(&self, node: &Namespace, number: u8) -> Result<()> {
-        let port = format!("node-{number}");
-        let (peer, descriptor) = (port.clone(), self.namespace.descriptor());
-        let uplink = Wiring::of(node, move |wiring| async move {
-            wiring.up(wiring.index("lo").await?).await?;
-            let index = wiring.veth(UPLINK, &peer, descriptor).await?;
-            wiring.up(index).await?;
-            Ok(index)
-        })?;
-        Wiring::of(&self.namespace, move |wiring| async move {
-            let index = wiring.index(&port).await?;
-            wiring.join(index, wiring.index("uplinks").await?).await?;
-            wiring.up(index).await
-        })?;
-        Wiring::of(node, move |wiring| async move {
-            let own = addresses::node(number).each();
-            let outside = addresses::outside().each();
-            let prefixes = addresses::UPLINK_PREFIX;
-            for ((address, outside), prefix) in own.into_iter().zip(outside).zip(prefixes) {
-                wiring.address(uplink, address, prefix).await?;
-                let family = Family::of(address);
-                wiring
-                    .route(everything(family), uplink, Via::Gateway(outside))
-                    .await?;
-            }
-            Ok(())
-        })
-    }
 }

@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 
 use super::{
     addresses::{self, Family, Pair},
-    client::{self, Failure, Reply},
+    cgroup::Cgroup,
+    client::{Client, Failure, Reply},
     namespace::Namespace,
     node::Node,
     server::{self, Protocol},
@@ -23,6 +24,8 @@ pub struct Pod {
     interface: String,
     addresses: Pair,
     namespace: Namespace,
+    /// After the namespace, whose threads are in it.
+    _cgroup: Cgroup,
 }
 
 impl Pod {
@@ -34,7 +37,8 @@ impl Pod {
         );
         let interface = format!("veth-{name}");
         let addresses = addresses::pod(node.number(), host);
-        let namespace = Namespace::create(&format!("{prefix}{name}"))?;
+        let cgroup = node.pod_cgroup(&uid(name))?;
+        let namespace = Namespace::create(&format!("{prefix}{name}"), Some(&cgroup))?;
         node.connect(&namespace, &interface, addresses)?;
         Ok(Self {
             name: name.to_owned(),
@@ -42,12 +46,18 @@ impl Pod {
             interface,
             addresses,
             namespace,
+            _cgroup: cgroup,
         })
     }
 
     /// The name of its Pod object, in the namespace `default`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The uid of its Pod object, which its cgroup is called by.
+    pub fn uid(&self) -> String {
+        uid(&self.name)
     }
 
     /// The name of its node.
@@ -79,9 +89,14 @@ impl Pod {
         server::start(&self.namespace, &self.name, protocol, self.addresses, port)
     }
 
+    /// A client in the pod.
+    pub fn client(&self) -> Client<'_> {
+        Client::any(&self.namespace)
+    }
+
     /// Asks a server who it is, in a conversation of its own.
     pub fn ask(&self, protocol: Protocol, to: SocketAddr) -> Result<Reply, Failure> {
-        client::ask(&self.namespace, protocol, to)
+        self.client().ask(protocol, to)
     }
 
     /// Runs a future in the pod; see [`Namespace::run`].
@@ -99,4 +114,19 @@ impl Pod {
     {
         self.namespace.spawn(future)
     }
+}
+
+/// The uid of the Pod object of a name: the name's bytes and nothing else, so that it can be known
+/// before there is a pod.
+pub(super) fn uid(name: &str) -> String {
+    let digits: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let digits = format!("{digits:0<32}");
+    format!(
+        "{}-{}-{}-{}-{}",
+        &digits[..8],
+        &digits[8..12],
+        &digits[12..16],
+        &digits[16..20],
+        &digits[20..32]
+    )
 }

@@ -3,7 +3,7 @@
 //! The protocol is a line each way: to any line the answer is `NAME saw ADDRESS:PORT`. A TCP
 //! connection takes any number of lines. The line `take N` announces N bytes, which are read before
 //! the answer; `give N` asks for N bytes after the answer; `part` asks the server to close the
-//! connection after the answer.
+//! connection after the answer. In a datagram, what follows the line stands in the same datagram.
 
 use std::{io, net::SocketAddr};
 
@@ -14,6 +14,9 @@ use tokio::{
 };
 
 use super::{addresses::Pair, namespace::Namespace};
+
+/// More than a datagram can hold, in bytes.
+pub(super) const LARGEST_DATAGRAM: usize = 65536;
 
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,15 +103,31 @@ async fn converse(answer: &str, stream: TcpStream) -> io::Result<()> {
 }
 
 async fn serve_udp(name: String, socket: UdpSocket) {
-    let mut datagram = [0; 65536];
+    let mut datagram = vec![0; LARGEST_DATAGRAM];
     loop {
         // An ICMP error for an earlier answer comes up here as well; the next datagram is awaited.
-        if let Ok((_, client)) = socket.recv_from(&mut datagram).await {
-            let _ = socket
-                .send_to(answer(&name, client).as_bytes(), client)
-                .await;
+        if let Ok((size, client)) = socket.recv_from(&mut datagram).await {
+            let answer = answer_datagram(&name, client, &datagram[..size]);
+            let _ = socket.send_to(&answer, client).await;
         }
     }
+}
+
+/// The answer to a datagram. One that is shorter than it says has lost something on its way, and
+/// gets none that is understood.
+fn answer_datagram(name: &str, client: SocketAddr, request: &[u8]) -> Vec<u8> {
+    let line = request.split_inclusive(|byte| *byte == b'\n').next();
+    let line = String::from_utf8_lossy(line.unwrap_or_default());
+    let whole = amount(&line, "take ").is_none_or(|size| {
+        usize::try_from(size).is_ok_and(|size| request.len() == line.len() + size)
+    });
+    if !whole {
+        return b"cut short\n".to_vec();
+    }
+    let mut answer = answer(name, client).into_bytes();
+    let more = amount(&line, "give ").and_then(|size| usize::try_from(size).ok());
+    answer.resize(answer.len() + more.unwrap_or_default(), b'.');
+    answer
 }
 
 fn answer(name: &str, client: SocketAddr) -> String {
@@ -121,7 +140,7 @@ fn amount(line: &str, command: &str) -> Option<u64> {
 
 /// What an answer says: the server's name, and the client's address as the server saw it.
 pub(super) fn parse(answer: &str) -> Option<(String, SocketAddr)> {
-    let (name, client) = answer.trim_end().split_once(" saw ")?;
+    let (name, client) = answer.lines().next()?.split_once(" saw ")?;
     Some((name.to_owned(), client.parse().ok()?))
 }
 

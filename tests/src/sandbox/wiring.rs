@@ -1,6 +1,9 @@
 //! Links, addresses and routes, by netlink.
 
-use std::{net::IpAddr, os::fd::RawFd};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::RawFd,
+};
 
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
@@ -8,10 +11,11 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     address::AddressHeaderFlags,
     link::{InfoData, InfoKind, InfoVeth},
-    route::RouteScope,
+    neighbour::NeighbourFlags,
+    route::{RouteMessage, RouteScope},
 };
 use rtnetlink::{
-    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
 };
 
 use super::{addresses::Family, namespace::Namespace};
@@ -23,6 +27,8 @@ pub(super) enum Via {
     Link,
     /// A router on the link.
     Gateway(IpAddr),
+    /// A router that the link leads to although no address of the link says so.
+    Onlink(IpAddr),
 }
 
 /// A netlink socket of one namespace.
@@ -97,6 +103,45 @@ impl Wiring {
         Ok(index)
     }
 
+    /// Makes a VXLAN device that learns nothing by itself.
+    pub(super) async fn vxlan(
+        &self,
+        name: &str,
+        lower: u32,
+        local: Ipv4Addr,
+        port: u16,
+        mac: [u8; 6],
+    ) -> Result<u32> {
+        let link = LinkVxlan::new(name, 1)
+            .dev(lower)
+            .local(local)
+            .port(port)
+            .learning(false)
+            .address(mac.to_vec())
+            .up();
+        let made = self.handle.link().add(link.build()).execute().await;
+        made.with_context(|| format!("make the VXLAN device {name}"))?;
+        self.index(name).await
+    }
+
+    /// Says which hardware address an address on a link has.
+    pub(super) async fn neighbour(&self, index: u32, of: IpAddr, mac: [u8; 6]) -> Result<()> {
+        let request = self.handle.neighbours().add(index, of);
+        let added = request.link_layer_address(&mac).execute().await;
+        added.with_context(|| format!("add the neighbour {of}"))
+    }
+
+    /// Says behind which tunnel end a hardware address is.
+    pub(super) async fn forwarding(&self, index: u32, mac: [u8; 6], end: IpAddr) -> Result<()> {
+        let request = self.handle.neighbours().add_bridge(index, &mac);
+        let added = request
+            .flags(NeighbourFlags::Own)
+            .destination(end)
+            .execute()
+            .await;
+        added.with_context(|| format!("forward to {end}"))
+    }
+
     /// Brings a link up.
     pub(super) async fn up(&self, index: u32) -> Result<()> {
         self.set(LinkUnspec::new_with_index(index).up())
@@ -131,16 +176,34 @@ impl Wiring {
 
     /// Adds a route through a link.
     pub(super) async fn route(&self, destination: IpNet, index: u32, via: Via) -> Result<()> {
-        let route = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(destination.network(), destination.prefix_len())?
-            .output_interface(index);
-        let route = match via {
-            Via::Gateway(gateway) => route.gateway(gateway)?,
-            Via::Link => route.scope(RouteScope::Link),
-        };
-        let added = self.handle.route().add(route.build()).execute().await;
+        let request = self.handle.route().add(route(destination, index, via)?);
+        let added = request.execute().await;
         added.with_context(|| format!("add a route to {destination}"))
     }
+
+    /// The same in place of the route to the same destination, if there is one.
+    pub(super) async fn replace_route(
+        &self,
+        destination: IpNet,
+        index: u32,
+        via: Via,
+    ) -> Result<()> {
+        let request = self.handle.route().add(route(destination, index, via)?);
+        let replaced = request.replace().execute().await;
+        replaced.with_context(|| format!("replace the route to {destination}"))
+    }
+}
+
+fn route(destination: IpNet, index: u32, via: Via) -> Result<RouteMessage> {
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.network(), destination.prefix_len())?
+        .output_interface(index);
+    let route = match via {
+        Via::Gateway(gateway) => route.gateway(gateway)?,
+        Via::Onlink(gateway) => route.gateway(gateway)?.onlink(),
+        Via::Link => route.scope(RouteScope::Link),
+    };
+    Ok(route.build())
 }
 
 /// The network that holds everything.

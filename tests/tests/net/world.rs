@@ -45,10 +45,7 @@ impl Shape {
 
     /// For the names of tests.
     pub fn name(&self) -> String {
-        let topology = match self.topology {
-            Topology::PointToPoint => "ptp",
-            Topology::Bridge => "bridge",
-        };
+        let topology = self.topology.name();
         format!("{topology} {}-node {}", self.nodes, self.attach)
     }
 }
