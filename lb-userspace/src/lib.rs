@@ -3,9 +3,13 @@
 pub mod api;
 pub mod cli;
 pub mod compile;
+pub mod events;
+pub mod health;
 pub mod kernel;
 pub mod links;
+pub mod listen;
 pub mod logging;
+pub mod metrics;
 pub mod names;
 pub mod node_view;
 pub mod plan;

@@ -99,6 +99,17 @@ pub enum Verdict {
     Left { reason: String },
 }
 
+impl Verdict {
+    /// One word for it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Taken { .. } => "taken",
+            Self::Failed { .. } => "failed",
+            Self::Left { .. } => "left",
+        }
+    }
+}
+
 /// A service that is in the tables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
