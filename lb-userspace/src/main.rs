@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use lb_userspace::cli::{self, Cli};
+use lb_userspace::cli;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match cli::execute(Cli::parse()).await {
+    let (cli, settings) = cli::parse();
+    match cli::execute(cli, settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("lb: {failure}");

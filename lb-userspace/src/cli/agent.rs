@@ -4,13 +4,15 @@ use std::{future, pin::Pin, time::Duration};
 
 use anyhow::{Error, Result, anyhow};
 use futures::Stream;
+use serde_json::Value;
 use tracing::debug;
 
-use super::{Attach, Failure, Run, Source};
+use super::{Attach, Failure, Run, Servers, Source};
 use crate::{
+    events::Events,
     kernel::{self, Pins},
     logging,
-    run::{self, Config},
+    run::{self, Config, SurfaceConfig},
     source::{apiserver::ApiServer, manifests::Manifests},
     world::{Change, close_names},
 };
@@ -19,12 +21,26 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Runs the agent until a signal ends it. What is attached stays attached.
-pub async fn run(run: Run) -> Result<(), Failure> {
+pub async fn run(run: Run, mut settings: Value) -> Result<(), Failure> {
     logging::init(run.log_format);
     let source = run.source().map_err(Failure::Usage)?;
     let node = run.node_name()?;
     let cgroup_root = run.cgroup_root();
     let objects = Objects::open(&source, &run).await?;
+    settings["nodeName"] = node.clone().into();
+    settings["source"] = source.to_string().into();
+    let Servers {
+        healthz_bind_address,
+        metrics_bind_address,
+        bind_address_hard_fail,
+    } = run.servers;
+    let surface = SurfaceConfig {
+        healthz: healthz_bind_address,
+        metrics: metrics_bind_address,
+        hard_fail: bind_address_hard_fail,
+        settings,
+        events: objects.events(&node),
+    };
     let config = Config {
         node: node.clone(),
         source: source.to_string(),
@@ -40,6 +56,7 @@ pub async fn run(run: Run) -> Result<(), Failure> {
         // In the order of `aya_log::Level`.
         log_level: run.bpf_log as u8,
         cgroup_root,
+        surface,
     };
     tokio::select! {
         // A wrong name that can be told at once is told before anything is touched.
@@ -71,6 +88,14 @@ impl Objects {
         match self {
             Self::Manifests(manifests) => Box::pin(manifests.changes(node)),
             Self::ApiServer(server) => Box::pin(server.changes(node)),
+        }
+    }
+
+    /// Where events go: only an apiserver takes some.
+    fn events(&self, node: &str) -> Events {
+        match self {
+            Self::Manifests(_) => Events::nowhere(),
+            Self::ApiServer(server) => Events::to(server.client(), node.to_owned()),
         }
     }
 

@@ -2,23 +2,26 @@
 
 mod agent;
 mod output;
+mod settings;
 mod view;
 
 use std::{env, ffi::OsString, fmt, fs, io::ErrorKind, path::PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use glob::Pattern;
 use http::Uri;
 use nix::{
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
     unistd::gethostname,
 };
+use serde_json::Value;
 
 pub use self::output::Failure;
 use crate::{
     api,
     kernel::{self, Pins},
+    listen::BindAddress,
     logging::Format,
     names::Names,
     status::{Agent, Status},
@@ -162,7 +165,33 @@ pub struct Run {
     #[arg(long, env = "LB_BPF_LOG", value_name = "LEVEL", default_value = "off")]
     pub bpf_log: BpfLog,
     #[command(flatten)]
+    pub servers: Servers,
+    #[command(flatten)]
     pub places: Places,
+}
+
+/// Where others may ask the agent.
+#[derive(Clone, Debug, Args)]
+pub struct Servers {
+    /// Serve /healthz and /livez here; empty: nowhere
+    #[arg(
+        long,
+        env = "LB_HEALTHZ_BIND_ADDRESS",
+        value_name = "IP:PORT",
+        default_value = "0.0.0.0:10256"
+    )]
+    pub healthz_bind_address: BindAddress,
+    /// Serve /metrics, /healthz, /proxyMode and /configz here; empty: nowhere
+    #[arg(
+        long,
+        env = "LB_METRICS_BIND_ADDRESS",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:10249"
+    )]
+    pub metrics_bind_address: BindAddress,
+    /// End where one of these addresses cannot be had; else that is tried every 5 seconds
+    #[arg(long, env = "LB_BIND_ADDRESS_HARD_FAIL")]
+    pub bind_address_hard_fail: bool,
 }
 
 /// Where the agent keeps things.
@@ -237,10 +266,18 @@ pub enum Source {
     InCluster,
 }
 
-/// Does what the command line says.
-pub async fn execute(cli: Cli) -> Result<(), Failure> {
+/// Reads the command line; ends the process where it is wrong, or asks for help.
+pub fn parse() -> (Cli, Value) {
+    let matches = Cli::command().get_matches();
+    let settings = settings::of_run(&Cli::command(), &matches);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    (cli, settings)
+}
+
+/// Does what the command line says; `settings` are those of `lb run`, as data.
+pub async fn execute(cli: Cli, settings: Value) -> Result<(), Failure> {
     match cli.command {
-        Command::Run(run) => agent::run(*run).await,
+        Command::Run(run) => agent::run(*run, settings).await,
         Command::Status(view) => view::status(&view).await,
         Command::Service { command } => view::service(&command).await,
         Command::Dump(view) => view::dump(&view).await,
@@ -374,8 +411,6 @@ fn find_cgroup2() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     fn run(arguments: &[&str]) -> Run {

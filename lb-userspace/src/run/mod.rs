@@ -3,6 +3,7 @@
 mod interfaces;
 mod services;
 mod slots;
+mod surface;
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, stream::BoxStream};
 use glob::Pattern;
 use tokio::{
@@ -23,12 +24,14 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::{interfaces::Interfaces, services::Services};
+pub use self::surface::Config as SurfaceConfig;
+use self::{interfaces::Interfaces, services::Services, surface::Surface};
 use crate::{
     api::{self, Query},
     compile::PortName,
     kernel::{self, Attach, FlowCounts, Pins, Programs, Swept, Tables},
     links::{self, LinkChange},
+    metrics::Snapshot,
     names::Names,
     plan::NoRoom,
     status::{self, Problem, Status},
@@ -52,6 +55,7 @@ pub struct Config {
     /// Most verbose level that the programs log at, as `aya_log` counts; 0: nothing.
     pub log_level: u8,
     pub cgroup_root: Option<PathBuf>,
+    pub surface: SurfaceConfig,
 }
 
 /// Changes that are taken in at once, if they are there.
@@ -60,6 +64,8 @@ const DRAIN: usize = 4096;
 const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two readings of all insides, and between attempts at what failed.
 const REREAD: u32 = 20;
+/// Ticks between two looks at what the metrics show.
+const MEASURE: u32 = 4;
 /// Between comparisons of the tables with what was written.
 const AUDIT: Duration = Duration::from_secs(180);
 /// Ticks for which kinds may be awaited without a word.
@@ -79,6 +85,7 @@ pub async fn run(config: Config) -> Result<()> {
         attach,
         log_level,
         cgroup_root,
+        surface,
     } = config;
     let (ask, mut queries) = mpsc::channel(16);
     let listener = api::bind(&socket).await?;
@@ -93,6 +100,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (report, mut reports) = mpsc::channel(16);
     kernel::sweep(&pins, interfaces.slots(), report)?;
     tokio::spawn(api::serve(listener, ask));
+    let (surface, mut attempts) = Surface::start(surface);
     let mut agent = Agent {
         node,
         source,
@@ -104,6 +112,7 @@ pub async fn run(config: Config) -> Result<()> {
         world: World::default(),
         services: Services::default(),
         interfaces,
+        surface,
         tables,
         programs,
         flows: FlowCounts::default(),
@@ -123,26 +132,30 @@ pub async fn run(config: Config) -> Result<()> {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         timer.tick().await;
     }
-    loop {
+    let ended = loop {
         tokio::select! {
             Some(changes) = links.next() => agent.apply_links(changes).await,
             changes = changes.next() => match changes {
                 Some(changes) => agent.apply(changes).await,
-                None => bail!("the source of objects has ended"),
+                None => break Err(anyhow!("the source of objects has ended")),
+            },
+            Some(attempt) = attempts.recv() => if let Err(error) = agent.surface.attempted(attempt) {
+                break Err(error);
             },
             Some(query) = queries.recv() => agent.answer(query),
             Some(report) = reports.recv() => agent.sweep(report),
             () = future::ready(()), if agent.interfaces.pending() => agent.settle().await,
             _ = tick.tick() => agent.tick().await,
             _ = audit.tick() => agent.audit().await,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
         }
         agent.program();
-    }
+    };
     info!("stopping; the programs go on with what the tables say");
     agent.keep_names();
-    Ok(())
+    agent.surface.finish().await;
+    ended
 }
 
 /// The names that an earlier agent left.
@@ -173,6 +186,7 @@ struct Agent {
     world: World,
     services: Services,
     interfaces: Interfaces,
+    surface: Surface,
     tables: Tables,
     programs: Programs,
     flows: FlowCounts,
@@ -186,6 +200,7 @@ struct Agent {
 
 impl Agent {
     async fn apply(&mut self, changes: Vec<Change>) {
+        self.surface.count(&changes);
         let mut dirty = Dirty::default();
         for change in changes {
             dirty.merge(self.world.apply(change));
@@ -227,9 +242,14 @@ impl Agent {
     /// Programs what is out of date. Nothing is written, and so nothing removed, before everything
     /// has been listed.
     fn program(&mut self) {
-        if self.waiting || !self.services.pending() || !self.retry.due() {
+        if self.waiting || !self.services.pending() {
             return;
         }
+        self.surface.queue();
+        if !self.retry.due() {
+            return;
+        }
+        let started = Instant::now();
         let Self {
             services,
             world,
@@ -240,6 +260,7 @@ impl Agent {
             Ok(renamed) => {
                 self.renamed |= renamed;
                 self.retry = Retry::default();
+                self.surface.synced(started.elapsed());
             }
             Err(error) => {
                 let pause = self.retry.fail();
@@ -251,6 +272,10 @@ impl Agent {
     async fn tick(&mut self) {
         self.ticks += 1;
         self.keep_names();
+        self.surface.live();
+        if self.ticks.is_multiple_of(MEASURE) {
+            self.surface.publish(self.snapshot());
+        }
         let thorough = self.ticks.is_multiple_of(REREAD);
         if thorough {
             self.interfaces.retry();
@@ -360,6 +385,19 @@ impl Agent {
         }
     }
 
+    /// What the metrics show.
+    fn snapshot(&self) -> Snapshot {
+        let services = self.services.tables();
+        let endpoints = self.interfaces.endpoints();
+        let fills = |tables| status::fills(tables, endpoints, Some(self.flows));
+        Snapshot {
+            packets: or_log(self.tables.counters()),
+            tables: services.map(fills).unwrap_or_default(),
+            interfaces: self.interfaces.status(self.programs.how().name()),
+            problems: self.problems(),
+        }
+    }
+
     fn agent(&self) -> status::Agent {
         let awaited = self.world.waiting_for();
         let (awaited, synced): (Vec<_>, Vec<_>) = Kind::ALL
@@ -405,6 +443,7 @@ impl Agent {
                 ),
             });
         }
+        problems.extend(self.surface.problems());
         problems
     }
 }

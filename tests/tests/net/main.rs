@@ -6,6 +6,7 @@ mod errors;
 mod flows;
 mod manifests;
 mod restart;
+mod surface;
 mod updates;
 mod world;
 
@@ -29,6 +30,7 @@ fn main() -> Result<ExitCode> {
     trials.extend(manifests::trials());
     trials.extend(restart::trials());
     trials.extend(cleanup::trials());
+    trials.extend(surface::trials());
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }
 

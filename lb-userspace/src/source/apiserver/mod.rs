@@ -69,6 +69,11 @@ impl ApiServer {
         Ok(Self { client })
     }
 
+    /// For what is not read but written.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Follows the apiserver for the agent of `node`, through any failure, for ever.
     pub fn changes(&self, node: &str) -> impl Stream<Item = Change> + use<> {
         let own_name = format!("metadata.name={node}");
