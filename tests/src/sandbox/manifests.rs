@@ -1,271 +1,23 @@
 //! Objects as `kubectl get -o yaml` prints them, and the directory that the agent reads them from.
 
 use std::{
-    collections::BTreeSet,
     fs,
-    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
-use lb_userspace::status::Status;
 use serde_json::{Value, json};
 
 use super::{
     Sandbox,
-    addresses::{Family, Pair},
+    addresses::{Pair, service_networks},
     node::Node,
-    pod::Pod,
-    server::Protocol,
+    pod::{self, Pod},
+    service::Service,
 };
 
 /// The namespace of all objects that have one.
-const NAMESPACE: &str = "default";
-
-/// A Service and the EndpointSlices that belong to it.
-#[derive(Clone, Debug)]
-pub struct Service {
-    name: String,
-    ips: Pair,
-    ports: Vec<Port>,
-    endpoints: Vec<Endpoint>,
-}
-
-#[derive(Clone, Debug)]
-struct Port {
-    name: String,
-    protocol: Protocol,
-    port: u16,
-    target: u16,
-}
-
-/// What an EndpointSlice says of a pod.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    pod: String,
-    node: String,
-    addresses: Pair,
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-}
-
-impl From<&Pod> for Endpoint {
-    fn from(pod: &Pod) -> Self {
-        Self::ready(pod.name(), pod.node(), pod.addresses())
-    }
-}
-
-impl From<&Node> for Endpoint {
-    /// The host-network pod that [`Sandbox::objects`] gives every node.
-    fn from(node: &Node) -> Self {
-        Self::ready(
-            &format!("host-{}", node.name()),
-            node.name(),
-            node.addresses(),
-        )
-    }
-}
-
-impl Endpoint {
-    fn ready(pod: &str, node: &str, addresses: Pair) -> Self {
-        Self {
-            pod: pod.to_owned(),
-            node: node.to_owned(),
-            addresses,
-            ready: true,
-            serving: true,
-            terminating: false,
-        }
-    }
-
-    /// The same while the pod shuts down and still answers.
-    #[must_use]
-    pub fn terminating(self) -> Self {
-        Self {
-            ready: false,
-            terminating: true,
-            ..self
-        }
-    }
-
-    fn object(&self, family: Family) -> Value {
-        json!({
-            "addresses": [self.addresses.get(family)],
-            "conditions": {
-                "ready": self.ready,
-                "serving": self.serving,
-                "terminating": self.terminating,
-            },
-            "nodeName": self.node,
-            "targetRef": { "kind": "Pod", "name": self.pod, "namespace": NAMESPACE },
-        })
-    }
-}
-
-impl Service {
-    /// A dual-stack Service without ports and endpoints.
-    pub fn new(name: &str, ips: Pair) -> Self {
-        Self {
-            name: name.to_owned(),
-            ips,
-            ports: Vec::new(),
-            endpoints: Vec::new(),
-        }
-    }
-
-    /// Adds a port: what clients dial, and what the pods listen on.
-    #[must_use]
-    pub fn port(mut self, name: &str, protocol: Protocol, port: u16, target: u16) -> Self {
-        self.ports.push(Port {
-            name: name.to_owned(),
-            protocol,
-            port,
-            target,
-        });
-        self
-    }
-
-    /// Adds an endpoint.
-    #[must_use]
-    pub fn endpoint(mut self, endpoint: impl Into<Endpoint>) -> Self {
-        self.endpoints.push(endpoint.into());
-        self
-    }
-
-    /// Adds an endpoint for each of several pods.
-    #[must_use]
-    pub fn endpoints<'a>(self, pods: impl IntoIterator<Item = &'a Pod>) -> Self {
-        pods.into_iter().fold(self, Self::endpoint)
-    }
-
-    /// Takes the endpoint of a pod out.
-    #[must_use]
-    pub fn without(mut self, pod: &str) -> Self {
-        self.endpoints.retain(|endpoint| endpoint.pod != pod);
-        self
-    }
-
-    /// The file that [`Manifests::write_service`] writes.
-    pub fn file(&self) -> String {
-        format!("{}.yaml", self.name)
-    }
-
-    /// The ClusterIP of one family.
-    pub fn ip(&self, family: Family) -> IpAddr {
-        self.ips.get(family)
-    }
-
-    /// `namespace/name`.
-    pub fn key(&self) -> String {
-        format!("{NAMESPACE}/{}", self.name)
-    }
-
-    /// Whether a node serves it as the objects say: with the ready endpoints, all ports, and both
-    /// families.
-    pub fn is_served(&self, status: &Status) -> bool {
-        let Some(served) = status
-            .services
-            .iter()
-            .find(|served| served.service == self.key())
-        else {
-            return false;
-        };
-        let expected: BTreeSet<(SocketAddr, &str, BTreeSet<SocketAddr>)> = Family::BOTH
-            .into_iter()
-            .flat_map(|family| self.ports.iter().map(move |port| (family, port)))
-            .map(|(family, port)| {
-                let ready = self.endpoints.iter().filter(|endpoint| endpoint.ready);
-                let backends = ready
-                    .map(|endpoint| SocketAddr::new(endpoint.addresses.get(family), port.target))
-                    .collect();
-                (
-                    SocketAddr::new(self.ip(family), port.port),
-                    port.protocol.name(),
-                    backends,
-                )
-            })
-            .collect();
-        let actual = served.ports.iter().flat_map(|port| {
-            let backends: BTreeSet<SocketAddr> = port.backends.iter().copied().collect();
-            let frontends = port.frontends.iter();
-            frontends.map(move |frontend| (*frontend, &port.protocol[..], backends.clone()))
-        });
-        actual.collect::<BTreeSet<_>>() == expected
-    }
-
-    /// The Service and one EndpointSlice per family.
-    pub fn objects(&self) -> Vec<Value> {
-        let mut objects = vec![self.service()];
-        objects.extend(Family::BOTH.map(|family| self.slice(family)));
-        objects
-    }
-
-    fn service(&self) -> Value {
-        let ports: Vec<Value> = self
-            .ports
-            .iter()
-            .map(|port| {
-                json!({
-                    "name": port.name,
-                    "port": port.port,
-                    "protocol": port.protocol.name(),
-                    "targetPort": port.target,
-                })
-            })
-            .collect();
-        json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": { "name": self.name, "namespace": NAMESPACE },
-            "spec": {
-                "clusterIP": self.ips.v4,
-                "clusterIPs": self.ips.each(),
-                "internalTrafficPolicy": "Cluster",
-                "ipFamilies": Family::BOTH.map(Family::name),
-                "ipFamilyPolicy": "RequireDualStack",
-                "ports": ports,
-                "selector": { "app": self.name },
-                "sessionAffinity": "None",
-                "type": "ClusterIP",
-            },
-        })
-    }
-
-    fn slice(&self, family: Family) -> Value {
-        let endpoints: Vec<Value> = self
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.object(family))
-            .collect();
-        let ports: Vec<Value> = self
-            .ports
-            .iter()
-            .map(|port| {
-                json!({
-                    "name": port.name,
-                    "port": port.target,
-                    "protocol": port.protocol.name(),
-                })
-            })
-            .collect();
-        json!({
-            "addressType": family.name(),
-            "apiVersion": "discovery.k8s.io/v1",
-            "endpoints": endpoints,
-            "kind": "EndpointSlice",
-            "metadata": {
-                "labels": {
-                    "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
-                    "kubernetes.io/service-name": self.name,
-                },
-                "name": format!("{}-{}", self.name, family.name().to_lowercase()),
-                "namespace": NAMESPACE,
-            },
-            "ports": ports,
-        })
-    }
-}
+pub(super) const NAMESPACE: &str = "default";
 
 impl Sandbox {
     /// Its Nodes and Pods, with a host-network pod on each node.
@@ -286,6 +38,16 @@ impl Sandbox {
             false,
         )
     }
+}
+
+/// The networks that ClusterIPs are from, as the apiserver publishes them.
+pub fn service_cidr() -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": { "name": "kubernetes" },
+        "spec": { "cidrs": service_networks() },
+    })
 }
 
 fn host_pod(node: &Node) -> Value {
@@ -311,7 +73,10 @@ fn node(node: &Node) -> Value {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
-            "labels": { "kubernetes.io/hostname": node.name() },
+            "labels": {
+                "kubernetes.io/hostname": node.name(),
+                "topology.kubernetes.io/zone": node.zone(),
+            },
             "name": node.name(),
         },
         "spec": {
@@ -338,6 +103,7 @@ fn pod_object(name: &str, node: &str, host: Option<Pair>, own: Pair, host_networ
             "labels": { "app": name.split('-').next() },
             "name": name,
             "namespace": NAMESPACE,
+            "uid": pod::uid(name),
         },
         "spec": spec,
         "status": {

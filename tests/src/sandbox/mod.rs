@@ -24,6 +24,7 @@ mod addresses;
 mod agent;
 mod cgroup;
 mod client;
+mod endpoint;
 mod leftovers;
 mod manifests;
 mod namespace;
@@ -33,6 +34,7 @@ mod overlay;
 mod pod;
 mod router;
 mod server;
+mod service;
 mod wiring;
 
 use std::{
@@ -51,12 +53,14 @@ pub use self::{
     addresses::{Family, Pair, cluster_ip, outside_client, public_ip, service_networks},
     agent::{Agent, program, until},
     client::{Client, Conversation, Failure, PATIENCE, Reply},
+    endpoint::Endpoint,
     leftovers::remove_on_signal,
-    manifests::{Endpoint, Manifests, Service, text},
+    manifests::{Manifests, service_cidr, text},
     namespace::{Namespace, tied},
     node::Node,
     pod::Pod,
     server::Protocol,
+    service::Service,
 };
 use self::{cgroup::Cgroup, router::Router};
 

@@ -93,6 +93,11 @@ impl Node {
         &self.name
     }
 
+    /// The zone of its Node object.
+    pub fn zone(&self) -> String {
+        format!("zone-{}", self.number)
+    }
+
     /// Its own addresses, which host-network pods have.
     pub fn addresses(&self) -> Pair {
         addresses::node(self.number)

@@ -14,6 +14,7 @@ use super::logged;
 use crate::world::Change;
 
 use directory::Directory;
+pub use parse::version;
 
 /// Time between two looks at the directory.
 const INTERVAL: Duration = Duration::from_millis(50);

@@ -134,7 +134,7 @@ impl Object {
         content: impl FnOnce(Value) -> Result<Content, String>,
     ) -> Result<Self, String> {
         let key = complete_name(&mut value, namespaced)?;
-        let version = format!("{:016x}", digest(&value));
+        let version = version(&value);
         let content = content(value).map_err(|error| format!("{key}: {error}"))?;
         Ok(Self {
             key,
@@ -142,6 +142,11 @@ impl Object {
             content,
         })
     }
+}
+
+/// What stands for the `resourceVersion` of an object in a manifest: a digest of its content.
+pub fn version(object: &Value) -> String {
+    format!("{:016x}", digest(object))
 }
 
 /// Fills in the namespace and returns the name.
