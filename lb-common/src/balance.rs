@@ -1,12 +1,17 @@
-//! Opening a flow from a pod: finding the service behind its destination, and a backend for it.
+//! Opening a flow: finding the service behind its destination, and a backend for it.
 
 use crate::{
-    address::{HAIRPIN_V4, HAIRPIN_V6, is_v4},
+    address::{Address, HAIRPIN_V4, HAIRPIN_V6, UNSPECIFIED, is_v4},
+    affinity,
     conntrack::{Recorded, record},
-    flow::{Direction, Way},
+    flow::{Direction, Flow, Tuple, Way},
+    packet::{Packet, Route},
     reason::Reason,
     scratch::Scratch,
-    service::{Backend, FrontendKey, NO_BACKEND, Target},
+    service::{
+        ANY_SOURCE, Backend, FrontendKey, FrontendKind, MAX_CIDRS, NO_BACKEND, NO_SERVICE,
+        RangeKey, Target, Window,
+    },
     tables::Tables,
 };
 
@@ -14,10 +19,15 @@ use crate::{
 const BACKENDS_TRIED: u32 = 3;
 const PORTS_TRIED: u32 = 4;
 
-/// A local pod at the other end of a flow.
+/// The ports that forwarded flows get on the node's own addresses: below the usual NodePorts and the
+/// ports that Linux gives its own connections, above those of system services (RFC 6335, 6).
+pub const FORWARDED_PORTS: core::ops::Range<u16> = 1024..30_000;
+
+/// The other end of a flow, and how packets get there.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
-    /// Index of its host-side interface; 0 where there is none to send straight to.
+    pub way: Way,
+    /// Index of the interface that [`Self::way`] speaks of.
     pub interface: u32,
     pub mac: [u8; 6],
 }
@@ -25,16 +35,46 @@ pub struct Peer {
 impl Peer {
     /// Whoever the kernel's routes lead to.
     pub const ROUTED: Self = Self {
+        way: Way::Stack,
         interface: 0,
         mac: [0; 6],
     };
+}
 
-    #[inline(always)]
-    const fn way(&self) -> Way {
-        if self.interface == 0 {
-            Way::Stack
-        } else {
-            Way::Pod
+/// Where somebody is who opens a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// In a pod of this node, that the hook belongs to.
+    Pod,
+    /// On another machine.
+    Outside,
+    /// A process of this node.
+    Host,
+}
+
+/// Who opens a flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    pub side: Side,
+    /// How packets get back to the pod.
+    own: Peer,
+}
+
+impl Client {
+    pub const OUTSIDE: Self = Self {
+        side: Side::Outside,
+        own: Peer::ROUTED,
+    };
+    pub const HOST: Self = Self {
+        side: Side::Host,
+        own: Peer::ROUTED,
+    };
+
+    /// The pod that `own` leads to.
+    pub const fn pod(own: Peer) -> Self {
+        Self {
+            side: Side::Pod,
+            own,
         }
     }
 }
@@ -50,120 +90,385 @@ pub enum Opened {
     Dropped(Reason),
 }
 
-/// Opens the flow of a packet from the pod `client`.
-#[inline(always)]
-pub fn open<T: Tables>(tables: &T, scratch: &mut Scratch, client: Peer, now: u64) -> Opened {
-    let tuple = &scratch.key.tuple;
-    let frontend = FrontendKey::new(
-        tuple.destination,
-        tuple.destination_port,
-        scratch.key.protocol,
-    );
-    let address = FrontendKey::whole_address(tuple.destination);
-    match tables.frontend(&frontend) {
-        Some(Target::Service { index, .. }) => to_service(tables, scratch, client, index, now),
-        Some(_) => Opened::Refused(Reason::UndefinedPort),
-        None if tables.frontend(&address).is_some() => Opened::Refused(Reason::UndefinedPort),
-        None => direct(tables, scratch, Direction::ToPod, Peer::ROUTED, now),
+/// What a destination leads to; `None` where it is none of ours.
+#[inline(never)]
+pub fn target<T: Tables>(tables: &T, address: &Address, port: u16, protocol: u8) -> Option<Target> {
+    let exact = tables.frontend(&FrontendKey::new(*address, port, protocol));
+    if exact.is_some() {
+        return exact;
     }
+    let whole = tables.frontend(&FrontendKey::whole_address(*address))?;
+    if whole == (Target::NodeAddress { ports: true })
+        && let Some(service) =
+            tables.frontend(&FrontendKey::node_port(is_v4(address), port, protocol))
+    {
+        return Some(service);
+    }
+    Some(whole)
+}
+
+/// Whether the address is one of this node's.
+#[inline(never)]
+pub fn is_own<T: Tables>(tables: &T, address: &Address) -> bool {
+    matches!(
+        tables.frontend(&FrontendKey::whole_address(*address)),
+        Some(Target::NodeAddress { .. })
+    )
+}
+
+/// The list that new connections to a frontend choose from; `inside`: they come from this node. An
+/// error is the reason why there is none: to drop where other nodes have endpoints
+/// ([`Reason::NoLocalEndpoints`]), else to refuse (`CategorizeEndpoints` and the no-endpoint
+/// chains of kube-proxy).
+#[inline(always)]
+pub fn list(header: &Backend, kind: FrontendKind, inside: bool) -> Result<Window, Reason> {
+    let only_local = match kind {
+        FrontendKind::Internal => header.internal_local == 1,
+        FrontendKind::External | FrontendKind::LoadBalancer => {
+            header.external_local == 1 && !inside
+        }
+    };
+    let list = if only_local {
+        header.local_list()
+    } else {
+        header.cluster_list()
+    };
+    if list.count > 0 {
+        Ok(list)
+    } else if only_local && header.any == 1 {
+        Err(Reason::NoLocalEndpoints)
+    } else {
+        Err(Reason::NoEndpoints)
+    }
+}
+
+/// Whether a frontend serves clients with this address (`loadBalancerSourceRanges`).
+#[inline(never)]
+pub fn admits<T: Tables>(
+    tables: &T,
+    header: &Backend,
+    kind: FrontendKind,
+    client: &Address,
+) -> bool {
+    kind != FrontendKind::LoadBalancer
+        || header.ranges == ANY_SOURCE
+        || tables.in_range(&RangeKey {
+            set: header.ranges,
+            address: *client,
+        })
+}
+
+/// Opens the flow of a packet from `client`.
+#[inline(always)]
+pub fn open<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    client: Client,
+) -> Opened {
+    let Tuple {
+        destination,
+        destination_port,
+        ..
+    } = &scratch.key.tuple;
+    match target(tables, destination, *destination_port, scratch.key.protocol) {
+        Some(target) if !matches!(target, Target::NodeAddress { .. }) => {
+            if client.side == Side::Outside && is_own(tables, &scratch.key.tuple.source) {
+                return Opened::Dropped(Reason::SpoofedSource);
+            }
+            match target {
+                Target::Service { index, kind } => {
+                    let opening = Opening {
+                        client,
+                        index,
+                        kind,
+                    };
+                    to_service(packet, tables, scratch, &opening)
+                }
+                _ => Opened::Refused(Reason::UndefinedPort),
+            }
+        }
+        None if is_unallocated(tables, destination) => Opened::Dropped(Reason::UnallocatedAddress),
+        _ => plain(tables, scratch, client),
+    }
+}
+
+/// Whether an address that no service has is nobody else's either.
+#[inline(never)]
+fn is_unallocated<T: Tables>(tables: &T, address: &Address) -> bool {
+    for place in 0..MAX_CIDRS as u32 {
+        match tables.cidr(place) {
+            Some(cidr) if cidr.mask == UNSPECIFIED => return false,
+            Some(cidr) if cidr.contains(address) => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Opens a flow to something that is no service.
+#[inline(always)]
+fn plain<T: Tables>(tables: &T, scratch: &mut Scratch, client: Client) -> Opened {
+    match client.side {
+        Side::Pod => direct(tables, scratch, Direction::ToPod, Peer::ROUTED),
+        Side::Outside => Opened::Untracked,
+        Side::Host => from_forwarded_port(tables, scratch),
+    }
+}
+
+/// Records a flow that leaves by a port that flows we forward may have, and moves it to another port
+/// where one has it already.
+#[inline(always)]
+pub fn from_forwarded_port<T: Tables>(tables: &T, scratch: &mut Scratch) -> Opened {
+    let tuple = &scratch.key.tuple;
+    if !FORWARDED_PORTS.contains(&tuple.source_port) || !is_own(tables, &tuple.source) {
+        return Opened::Untracked;
+    }
+    for attempt in 0..=PORTS_TRIED {
+        let Scratch { key, flow, .. } = scratch;
+        flow.to = key.tuple;
+        if attempt > 0 {
+            flow.to.source_port = forwarded_port(tables.random());
+        }
+        flow.twin = Direction::FromWire as u8;
+        (flow.backend, flow.generation, flow.service) = (NO_BACKEND, 0, NO_SERVICE);
+        follow(flow, Peer::ROUTED, 0);
+        match record(tables, scratch) {
+            Recorded::Yes => return Opened::Yes,
+            Recorded::Taken => {}
+            Recorded::Full => return Opened::Untracked,
+        }
+    }
+    Opened::Dropped(Reason::PortsExhausted)
 }
 
 /// Opens a flow that no service translates, whose replies are met at `twin`.
 #[inline(always)]
-pub fn direct<T: Tables>(
-    tables: &T,
-    scratch: &mut Scratch,
-    twin: Direction,
-    peer: Peer,
-    now: u64,
-) -> Opened {
+pub fn direct<T: Tables>(tables: &T, scratch: &mut Scratch, twin: Direction, peer: Peer) -> Opened {
     let Scratch { key, flow, .. } = scratch;
     flow.to = key.tuple;
     flow.twin = twin as u8;
-    (flow.backend, flow.generation) = (NO_BACKEND, 0);
-    (flow.interface, flow.mac) = (peer.interface, peer.mac);
-    flow.way = peer.way() as u8;
-    match record(tables, scratch, now) {
+    (flow.backend, flow.generation, flow.service) = (NO_BACKEND, 0, NO_SERVICE);
+    follow(flow, peer, 0);
+    match record(tables, scratch) {
         Recorded::Yes => Opened::Yes,
         // It needs no translation, so it can do without an entry.
         Recorded::Taken | Recorded::Full => Opened::Untracked,
     }
 }
 
+/// A client that dials a frontend of a service.
+#[derive(Clone, Copy, Debug)]
+struct Opening {
+    client: Client,
+    /// Of the service.
+    index: u32,
+    kind: FrontendKind,
+}
+
 #[inline(never)]
-fn to_service<T: Tables>(
+fn to_service<P: Packet, T: Tables>(
+    packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
-    client: Peer,
-    service: u32,
-    now: u64,
+    opening: &Opening,
 ) -> Opened {
-    let first = tables.extent(service).map_or(0, |extent| extent.first);
-    let count = match tables.backend(first) {
-        Some(header) if first != 0 => header.count,
-        _ => 0,
+    let Opening {
+        client,
+        index,
+        kind,
+    } = *opening;
+    let first = tables.extent(index).map_or(0, |extent| extent.first);
+    scratch.header = match tables.backend(first) {
+        Some(header) if first != 0 => header,
+        _ => return Opened::Refused(Reason::NoEndpoints),
     };
-    if count == 0 {
-        return Opened::Refused(Reason::NoEndpoints);
+    if !admits(tables, &scratch.header, kind, &scratch.key.tuple.source) {
+        return Opened::Dropped(Reason::SourceRange);
     }
-    let first_choice = pick(tables.random(), count);
+    let list = match list(&scratch.header, kind, client.side != Side::Outside) {
+        Ok(list) => list,
+        Err(Reason::NoLocalEndpoints) => return Opened::Dropped(Reason::NoLocalEndpoints),
+        Err(reason) => return Opened::Refused(reason),
+    };
+    let affine = scratch.header.affinity != 0;
+    scratch.session.client = scratch.key.tuple.source;
+    scratch.session.service = index;
+    let recalled = if affine {
+        affinity::recall(tables, scratch, first, list)
+    } else {
+        None
+    };
+    let start = recalled.map_or_else(|| pick(tables.random(), list.count), |row| row - list.first);
+    scratch.flow.service = index;
     for attempt in 0..BACKENDS_TRIED + PORTS_TRIED {
-        let choice = (first_choice + attempt) % count;
-        let Some(backend) = tables.backend(first + 1 + choice) else {
-            return Opened::Refused(Reason::NoEndpoints);
+        // Who has affinity gets another port rather than another backend.
+        let (step, new_port) = match recalled {
+            Some(_) => (0, attempt > 0),
+            None => (attempt, attempt >= BACKENDS_TRIED),
         };
-        let port = if attempt < BACKENDS_TRIED {
-            scratch.key.tuple.source_port
-        } else {
-            ephemeral(tables.random())
+        let row = first + 1 + list.first + (start + step) % list.count;
+        scratch.backend = match tables.backend(row) {
+            Some(backend) => backend,
+            None => return Opened::Refused(Reason::NoEndpoints),
         };
-        choose(tables, scratch, client, &backend, port);
-        match record(tables, scratch, now) {
-            Recorded::Yes => return Opened::Yes,
+        match choose(packet, tables, scratch, client, new_port) {
+            Chosen::Yes => {}
+            Chosen::Taken => continue,
+            Chosen::Unreachable => return Opened::Dropped(Reason::NoRoute),
+        }
+        match record(tables, scratch) {
+            Recorded::Yes => {
+                if affine {
+                    affinity::remember(tables, scratch);
+                }
+                return Opened::Yes;
+            }
             Recorded::Taken => {}
             Recorded::Full => return Opened::Dropped(Reason::FlowTableFull),
         }
     }
-    Opened::Dropped(Reason::FlowCollision)
+    Opened::Dropped(if scratch.flow.way == Way::Forward as u8 {
+        Reason::PortsExhausted
+    } else {
+        Reason::FlowCollision
+    })
 }
 
-/// Makes the flow one to a backend: out of a local pod's interface, back out of the client's own,
-/// or along the kernel's routes.
+/// What came of choosing a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chosen {
+    Yes,
+    /// Somebody on this node has the port.
+    Taken,
+    Unreachable,
+}
+
+/// Makes the flow one to `scratch.backend`.
 #[inline(always)]
-fn choose<T: Tables>(
+fn choose<P: Packet, T: Tables>(
+    packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
-    client: Peer,
-    backend: &Backend,
-    source_port: u16,
-) {
-    let Scratch { key, flow, .. } = scratch;
+    client: Client,
+    new_port: bool,
+) -> Chosen {
+    let Scratch {
+        key, flow, backend, ..
+    } = scratch;
     (flow.backend, flow.generation) = (backend.id, backend.generation);
+    flow.to.source = key.tuple.source;
+    flow.to.source_port = if new_port {
+        ephemeral(tables.random())
+    } else {
+        key.tuple.source_port
+    };
     flow.to.destination = backend.address;
     flow.to.destination_port = backend.port;
-    flow.to.source_port = source_port;
-    if backend.address == key.tuple.source {
-        flow.to.source = if is_v4(&backend.address) {
-            HAIRPIN_V4
-        } else {
-            HAIRPIN_V6
-        };
+    if client.side == Side::Pod && backend.address == key.tuple.source {
+        // A pod that reaches itself: out of its own interface again.
+        flow.to.source = reserved(&backend.address);
         flow.twin = Direction::FromPod as u8;
-        (flow.interface, flow.mac) = (client.interface, client.mac);
-        flow.way = Way::Pod as u8;
-        return;
+        follow(flow, client.own, 0);
+        return Chosen::Yes;
     }
-    flow.to.source = key.tuple.source;
-    flow.twin = Direction::ToPod as u8;
-    (flow.interface, flow.mac) = match tables.endpoint(&backend.address) {
-        Some(endpoint) => (endpoint.interface, endpoint.mac),
-        None => (Peer::ROUTED.interface, Peer::ROUTED.mac),
-    };
-    flow.way = if flow.interface == 0 {
-        Way::Stack
-    } else {
-        Way::Pod
+    flow.twin = match client.side {
+        Side::Pod => Direction::ToPod,
+        Side::Outside => Direction::ToWire,
+        Side::Host => Direction::FromWire,
     } as u8;
+    if let Some(endpoint) = tables.endpoint(&backend.address) {
+        let peer = Peer {
+            way: Way::Pod,
+            interface: endpoint.interface,
+            mac: endpoint.mac,
+        };
+        follow(flow, peer, endpoint.mtu);
+        return Chosen::Yes;
+    }
+    follow(flow, Peer::ROUTED, 0);
+    match client.side {
+        Side::Pod => Chosen::Yes,
+        Side::Outside => forward(packet, tables, scratch),
+        Side::Host => send_out(packet, tables, scratch),
+    }
+}
+
+/// Has a flow from outside forwarded to a backend on another node, from an address and a port of
+/// this one, so that the replies come back here.
+#[inline(never)]
+fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Chosen {
+    let Scratch {
+        key, flow, outer, ..
+    } = scratch;
+    let hop = match packet.route(&flow.to, key.protocol, 0) {
+        Route::Out(hop) => hop,
+        // A process of this node, on one of its addresses.
+        Route::Local => return Chosen::Yes,
+        Route::TooBig(_) | Route::None => return Chosen::Unreachable,
+    };
+    let source = match tables.device(hop.interface) {
+        Some(device) => device.source(&flow.to.destination),
+        // A pod of this node that is not known as one yet: the stack takes it there.
+        None => return Chosen::Yes,
+    };
+    if source == UNSPECIFIED {
+        return Chosen::Unreachable;
+    }
+    flow.to.source = source;
+    flow.to.source_port = forwarded_port(tables.random());
+    flow.twin = Direction::FromWire as u8;
+    flow.way = Way::Forward as u8;
+    outer.reverse(&flow.to);
+    if packet.awaited(outer, key.protocol) {
+        return Chosen::Taken;
+    }
+    Chosen::Yes
+}
+
+/// Has a flow of this node's own go out by the device that leads to the backend, or back in where
+/// that is the node itself.
+#[inline(never)]
+fn send_out<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Chosen {
+    let Scratch { key, flow, .. } = scratch;
+    if is_own(tables, &flow.to.destination) {
+        // The stack would not believe a packet from outside that comes from the node's address.
+        flow.to.source = reserved(&flow.to.destination);
+        flow.twin = Direction::ToWire as u8;
+        flow.way = Way::Host as u8;
+        flow.interface = packet.interface();
+        return Chosen::Yes;
+    }
+    match packet.route(&flow.to, key.protocol, 0) {
+        Route::Out(hop) => {
+            if hop.interface != packet.interface() {
+                flow.way = Way::Neighbour as u8;
+                flow.interface = hop.interface;
+            }
+            Chosen::Yes
+        }
+        Route::Local | Route::TooBig(_) | Route::None => Chosen::Unreachable,
+    }
+}
+
+/// Has the flow's packets go to `peer`, where packets of `mtu` bytes fit.
+#[inline(always)]
+const fn follow(flow: &mut Flow, peer: Peer, mtu: u16) {
+    let Peer {
+        way,
+        interface,
+        mac,
+    } = peer;
+    flow.way = way as u8;
+    flow.interface = interface;
+    flow.mac = mac;
+    flow.mtu = mtu;
+}
+
+/// The source that somebody sees who reaches itself.
+#[inline(always)]
+const fn reserved(own: &Address) -> Address {
+    if is_v4(own) { HAIRPIN_V4 } else { HAIRPIN_V6 }
 }
 
 /// A number below `count`, each as likely as the next to one part in 2^32 / `count`.
@@ -176,4 +481,11 @@ pub const fn pick(random: u32, count: u32) -> u32 {
 #[inline(always)]
 const fn ephemeral(random: u32) -> u16 {
     1024 + pick(random, 65_536 - 1024) as u16
+}
+
+/// One of [`FORWARDED_PORTS`].
+#[inline(always)]
+const fn forwarded_port(random: u32) -> u16 {
+    let span = FORWARDED_PORTS.end - FORWARDED_PORTS.start;
+    FORWARDED_PORTS.start + pick(random, span as u32) as u16
 }

@@ -12,7 +12,7 @@
 
 use crate::{
     flow::{Direction, FlowKey, Tuple},
-    headers::{ACK, FIN, Headers, RST, SYN, TCP, UDP},
+    headers::{ACK, FIN, RST, SYN, UDP},
     reason::Reason,
     scratch::Scratch,
     service::{FrontendKey, NO_BACKEND},
@@ -37,19 +37,19 @@ pub fn find<T: Tables>(tables: &T, scratch: &mut Scratch) -> Option<FlowTable> {
 /// Whether a packet begins a new flow in the place of the one it was found to belong to: the old
 /// one is over, or its backend is gone, or a service has appeared where none was.
 #[inline(always)]
-pub fn starts_afresh<T: Tables>(
-    tables: &T,
-    scratch: &Scratch,
-    headers: &Headers,
-    table: FlowTable,
-    now: u64,
-) -> bool {
-    let Scratch { key, flow, .. } = scratch;
+pub fn starts_afresh<T: Tables>(tables: &T, scratch: &Scratch, table: FlowTable) -> bool {
+    let Scratch {
+        key,
+        flow,
+        headers,
+        now,
+        ..
+    } = scratch;
     let answers = flow.opener == 0;
     if !headers.opens() || (answers && headers.protocol == UDP) {
         return false;
     }
-    if flow.over(table, key.protocol, now) {
+    if flow.over(table, key.protocol, *now) {
         return true;
     }
     if answers {
@@ -70,41 +70,40 @@ pub fn starts_afresh<T: Tables>(
 pub fn advance<T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
-    headers: &Headers,
     table: FlowTable,
-    now: u64,
 ) -> Result<(), Reason> {
-    let flow = &scratch.flow;
-    let closes = headers.tcp_flags & FIN != 0 && flow.fin == 0
-        || headers.tcp_flags & RST != 0 && flow.reset == 0;
+    let Scratch {
+        flow, headers, now, ..
+    } = scratch;
+    let closes =
+        headers.flags & FIN != 0 && flow.fin == 0 || headers.flags & RST != 0 && flow.reset == 0;
     let quiet = now.saturating_sub(flow.last_seen) < REFRESH;
     if table == FlowTable::Flows && quiet && !closes {
         return Ok(());
     }
-    advance_unsettled(tables, scratch, headers.tcp_flags, table, now)
+    advance_unsettled(tables, scratch, table)
 }
 
 #[inline(never)]
 fn advance_unsettled<T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
-    tcp_flags: u8,
     table: FlowTable,
-    now: u64,
 ) -> Result<(), Reason> {
+    let (flags, now) = (scratch.headers.flags, scratch.now);
     scratch.reflect();
     if now.saturating_sub(scratch.flow.last_seen) >= REFRESH {
-        refresh(tables, scratch, table, now);
+        refresh(tables, scratch, table);
     }
     let both = |note| {
         tables.note(table, &scratch.key, note);
         tables.note(table, &scratch.twin_key, note);
     };
-    if tcp_flags & RST != 0 {
+    if flags & RST != 0 {
         both(Note::Reset);
         return Ok(());
     }
-    if tcp_flags & FIN != 0 {
+    if flags & FIN != 0 {
         tables.note(table, &scratch.key, Note::Fin);
         tables.note(table, &scratch.twin_key, Note::TwinFin);
     }
@@ -114,13 +113,13 @@ fn advance_unsettled<T: Tables>(
     let flow = &scratch.flow;
     let opener = flow.opener == 1;
     // A handshake is complete when the opener has seen the answer; a datagram's answer is enough.
-    let two_way = if scratch.key.protocol == TCP {
-        opener && flow.answered == 1 && tcp_flags & (SYN | ACK) == ACK
+    let two_way = if scratch.key.protocol != UDP {
+        opener && flow.answered == 1 && flags & (SYN | ACK) == ACK
     } else {
         !opener
     };
     if two_way {
-        return promote(tables, scratch, now);
+        return promote(tables, scratch);
     }
     if !opener && flow.answered == 0 {
         both(Note::Answered);
@@ -130,7 +129,8 @@ fn advance_unsettled<T: Tables>(
 
 /// Notes that a packet has passed, for both entries; a twin that is gone is made again.
 #[inline(always)]
-fn refresh<T: Tables>(tables: &T, scratch: &mut Scratch, table: FlowTable, now: u64) {
+fn refresh<T: Tables>(tables: &T, scratch: &mut Scratch, table: FlowTable) {
+    let now = scratch.now;
     tables.note(table, &scratch.key, Note::Seen(now));
     if !tables.note(table, &scratch.twin_key, Note::Seen(now)) {
         scratch.twin.last_seen = now;
@@ -141,16 +141,17 @@ fn refresh<T: Tables>(tables: &T, scratch: &mut Scratch, table: FlowTable, now: 
 
 /// Moves a flow among the two-way ones.
 #[inline(always)]
-fn promote<T: Tables>(tables: &T, scratch: &mut Scratch, now: u64) -> Result<(), Reason> {
+fn promote<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<(), Reason> {
     let Scratch {
         key,
         flow,
         twin_key,
         twin,
+        now,
         ..
     } = scratch;
-    (flow.answered, flow.last_seen) = (1, now);
-    (twin.answered, twin.last_seen) = (1, now);
+    (flow.answered, flow.last_seen) = (1, *now);
+    (twin.answered, twin.last_seen) = (1, *now);
     if tables.insert(FlowTable::Flows, twin_key, twin) == Err(NotInserted::Full) {
         return Err(Reason::FlowTableFull);
     }
@@ -185,7 +186,8 @@ pub enum Recorded {
 /// Records the new flow that the packet of `scratch.key` opens: `scratch.flow`, of which the
 /// caller has decided where it goes.
 #[inline(never)]
-pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch, now: u64) -> Recorded {
+pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch) -> Recorded {
+    let now = scratch.now;
     let flow = &mut scratch.flow;
     flow.last_seen = now;
     flow.check = scratch.key.check();

@@ -2,7 +2,7 @@
 
 use crate::{
     address::{Address, UNSPECIFIED},
-    headers::TCP,
+    headers::{SCTP, UDP},
     packet::Packet,
     tables::FlowTable,
 };
@@ -20,6 +20,19 @@ pub enum Direction {
     ToPod = 2,
     FromWire = 3,
     ToWire = 4,
+}
+
+impl Direction {
+    /// The direction with this number; any other number is the first.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        match number {
+            2 => Self::ToPod,
+            3 => Self::FromWire,
+            4 => Self::ToWire,
+            _ => Self::FromPod,
+        }
+    }
 }
 
 /// How the packets of a flow go on.
@@ -238,7 +251,7 @@ impl Flow {
 
     /// How the packets of this entry go on that cross an interface in `direction`. The twins share
     /// what they say; it is meant for those that come from a pod, that open the flow at a wire, or
-    /// that are forwarded both ways.
+    /// that turn round both ways.
     #[inline(always)]
     pub fn acts(&self, direction: Direction) -> bool {
         match direction {
@@ -247,19 +260,22 @@ impl Flow {
             Direction::FromWire => {
                 self.way == Way::Forward as u8 || self.opener == 1 && self.way != Way::Stack as u8
             }
-            Direction::ToWire => self.opener == 1 && self.way != Way::Stack as u8,
+            Direction::ToWire => {
+                self.way == Way::Host as u8 || self.opener == 1 && self.way != Way::Stack as u8
+            }
         }
     }
 
     /// What the flow has come to.
     #[inline(always)]
     pub fn state(&self, table: FlowTable, protocol: u8) -> State {
-        match (table, protocol == TCP) {
-            (_, true) if self.reset == 1 || self.fin + self.twin_fin == 2 => State::Closing,
-            (FlowTable::HalfOpen, true) => State::HalfOpen,
-            (FlowTable::Flows, true) => State::Established,
-            (FlowTable::HalfOpen, false) => State::OneWay,
-            (FlowTable::Flows, false) => State::TwoWay,
+        match (table, protocol) {
+            (FlowTable::HalfOpen, UDP) => State::OneWay,
+            (FlowTable::Flows, UDP) => State::TwoWay,
+            _ if self.reset == 1 || self.fin + self.twin_fin == 2 => State::Closing,
+            (FlowTable::HalfOpen, _) => State::HalfOpen,
+            (FlowTable::Flows, SCTP) => State::Associated,
+            (FlowTable::Flows, _) => State::Established,
         }
     }
 
@@ -279,10 +295,13 @@ impl Flow {
 /// What a flow has come to, which decides how long it may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// TCP, the handshake not complete.
+    /// TCP or SCTP, the handshake not complete.
     HalfOpen,
+    /// TCP.
     Established,
-    /// TCP, closed both ways or reset.
+    /// SCTP, whose ends send heartbeats (RFC 9260, 8.3).
+    Associated,
+    /// TCP or SCTP, closed both ways or reset.
     Closing,
     /// UDP, not answered.
     OneWay,
@@ -297,6 +316,7 @@ impl State {
         match self {
             Self::HalfOpen => 60 * SECOND,
             Self::Established => 24 * 3600 * SECOND,
+            Self::Associated => 210 * SECOND,
             Self::Closing => 120 * SECOND,
             Self::OneWay => 30 * SECOND,
             Self::TwoWay => 120 * SECOND,

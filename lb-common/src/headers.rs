@@ -4,7 +4,7 @@ use crate::{
     address::{Address, map_v4, unmap_v4},
     checksum::{Difference, Sum},
     flow::Tuple,
-    packet::{ETHERNET, Packet},
+    packet::Packet,
 };
 
 /// IANA protocol numbers.
@@ -12,6 +12,7 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;
+pub const SCTP: u8 = 132;
 
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
@@ -27,10 +28,35 @@ pub const MAX_EXTENSIONS: usize = 6;
 pub struct Ip {
     /// IANA protocol number of what follows the header and its extensions.
     pub protocol: u8,
-    /// Not the whole packet: the rest of the headers may be in another one.
-    pub fragment: bool,
+    pub part: Part,
+    /// What the fragments of one packet have in common; 0 where it is whole.
+    pub identification: u32,
     /// Offset of what follows.
     pub payload: usize,
+    /// Offset of where the packet ends by its own account.
+    pub end: usize,
+}
+
+/// How much of a packet there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    /// The beginning, with the transport header.
+    First,
+    /// Without the transport header.
+    Later,
+}
+
+impl Part {
+    /// `offset` is where the fragment belongs, in whatever unit; `more`: others come after it.
+    #[inline(always)]
+    const fn of(offset: u16, more: bool) -> Self {
+        match (offset, more) {
+            (0, false) => Self::Whole,
+            (0, true) => Self::First,
+            _ => Self::Later,
+        }
+    }
 }
 
 /// An address family: where it differs from the other. All else is written once.
@@ -40,6 +66,10 @@ pub trait Family {
     const ICMP: u8;
     /// ICMP type and code of "port unreachable".
     const PORT_UNREACHABLE: [u8; 2];
+    /// ICMP type and code of "time exceeded in transit".
+    const TIME_EXCEEDED: [u8; 2];
+    /// ICMP type and code of "fragmentation needed", or "packet too big".
+    const TOO_BIG: [u8; 2];
     /// Length of the IP header without options or extensions.
     const HEADER: usize;
     /// Whether ICMP checksums cover the IP addresses (RFC 4443, 2.3).
@@ -51,6 +81,12 @@ pub trait Family {
 
     /// Whether an ICMP type is an error that quotes a packet.
     fn is_error(icmp_type: u8) -> bool;
+
+    /// How often the packet may still be forwarded.
+    fn hop_limit<P: Packet>(packet: &P) -> Option<u8>;
+
+    /// Takes one off the packet's hop limit.
+    fn count_hop<P: Packet>(packet: &mut P) -> Option<()>;
 
     /// Changes the addresses of the IP header at `offset`. Returns what that changed for checksums
     /// that cover the addresses, and for checksums that cover the whole header.
@@ -86,25 +122,29 @@ impl Family for V4 {
     const ETHERTYPE: [u8; 2] = [0x08, 0x00];
     const ICMP: u8 = ICMP;
     const PORT_UNREACHABLE: [u8; 2] = [3, 3];
+    const TIME_EXCEEDED: [u8; 2] = [11, 0];
+    const TOO_BIG: [u8; 2] = [3, 4];
     const HEADER: usize = 20;
     const ICMP_COVERS_ADDRESSES: bool = false;
 
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, offset: usize, tuple: &mut Tuple) -> Option<Ip> {
-        let [version_and_words, ..]: [u8; 4] = packet.load(offset)?;
+        let [version_and_words, _tos, length_high, length_low] = packet.load(offset)?;
         let words = usize::from(version_and_words & 0x0f);
         if version_and_words >> 4 != 4 || words < 5 {
             return None;
         }
-        let [_, _, high, low] = packet.load(offset + 4)?;
+        let [id_high, id_low, high, low] = packet.load(offset + 4)?;
         let [_ttl, protocol, ..]: [u8; 4] = packet.load(offset + 8)?;
         tuple.source = map_v4(packet.load(offset + 12)?);
         tuple.destination = map_v4(packet.load(offset + 16)?);
         Some(Ip {
             protocol,
-            // More fragments, or not the first (RFC 791, 3.1).
-            fragment: u16::from_be_bytes([high, low]) & 0x3fff != 0,
+            // RFC 791, 3.1.
+            part: Part::of(u16::from_be_bytes([high, low]) & 0x1fff, high & 0x20 != 0),
+            identification: u32::from(u16::from_be_bytes([id_high, id_low])),
             payload: offset + words * 4,
+            end: offset + usize::from(u16::from_be_bytes([length_high, length_low])),
         })
     }
 
@@ -112,6 +152,22 @@ impl Family for V4 {
     fn is_error(icmp_type: u8) -> bool {
         // Destination unreachable, time exceeded, parameter problem (RFC 792).
         matches!(icmp_type, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn hop_limit<P: Packet>(packet: &P) -> Option<u8> {
+        let [limit, _protocol] = packet.load(P::NETWORK + 8)?;
+        Some(limit)
+    }
+
+    #[inline(always)]
+    fn count_hop<P: Packet>(packet: &mut P) -> Option<()> {
+        let [limit, protocol] = packet.load(P::NETWORK + 8)?;
+        let counted = [limit.wrapping_sub(1), protocol];
+        let change = Difference::NONE.and(&[limit, protocol], &counted);
+        let checksum = change.apply(packet.load(P::NETWORK + 10)?);
+        packet.store(P::NETWORK + 8, &counted)?;
+        packet.store(P::NETWORK + 10, &checksum)
     }
 
     #[inline(always)]
@@ -169,7 +225,7 @@ impl Family for V4 {
         let [high, low] = Sum::default().with(&header).finish();
         header[10] = high;
         header[11] = low;
-        packet.store(ETHERNET, &header)
+        packet.store(P::NETWORK, &header)
     }
 }
 
@@ -177,6 +233,8 @@ impl Family for V6 {
     const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
     const ICMP: u8 = ICMPV6;
     const PORT_UNREACHABLE: [u8; 2] = [1, 4];
+    const TIME_EXCEEDED: [u8; 2] = [3, 0];
+    const TOO_BIG: [u8; 2] = [2, 0];
     const HEADER: usize = 40;
     const ICMP_COVERS_ADDRESSES: bool = true;
 
@@ -186,13 +244,15 @@ impl Family for V6 {
         if version >> 4 != 6 {
             return None;
         }
-        let [_, _, protocol, _hop_limit] = packet.load(offset + 4)?;
+        let [high, low, protocol, _hop_limit] = packet.load(offset + 4)?;
         tuple.source = packet.load_v6_address(offset + 8)?;
         tuple.destination = packet.load_v6_address(offset + 24)?;
         let mut ip = Ip {
             protocol,
-            fragment: false,
+            part: Part::Whole,
+            identification: 0,
             payload: offset + 40,
+            end: offset + 40 + usize::from(u16::from_be_bytes([high, low])),
         };
         for _ in 0..MAX_EXTENSIONS {
             if !is_extension(ip.protocol) {
@@ -201,8 +261,11 @@ impl Family for V6 {
             let [next, length, high, low] = packet.load(ip.payload)?;
             ip.payload += match ip.protocol {
                 FRAGMENT => {
-                    // More fragments, or not the first; neither is an atomic one (RFC 6946).
-                    ip.fragment = u16::from_be_bytes([high, low]) & 0xfff9 != 0;
+                    // An atomic one is whole (RFC 6946).
+                    ip.part = Part::of(u16::from_be_bytes([high, low]) >> 3, low & 1 != 0);
+                    if ip.part != Part::Whole {
+                        ip.identification = u32::from_be_bytes(packet.load(ip.payload + 4)?);
+                    }
                     8
                 }
                 // Units of four bytes, the first two not counted (RFC 4302, 2.2).
@@ -211,8 +274,8 @@ impl Family for V6 {
                 _ => 8 + 8 * usize::from(length),
             };
             ip.protocol = next;
-            if ip.fragment {
-                // What follows may be the middle of anything.
+            if ip.part == Part::Later {
+                // What follows is the middle of anything.
                 break;
             }
         }
@@ -226,6 +289,18 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn hop_limit<P: Packet>(packet: &P) -> Option<u8> {
+        let [_protocol, limit] = packet.load(P::NETWORK + 6)?;
+        Some(limit)
+    }
+
+    #[inline(always)]
+    fn count_hop<P: Packet>(packet: &mut P) -> Option<()> {
+        let [protocol, limit] = packet.load(P::NETWORK + 6)?;
+        packet.store_summed(P::NETWORK + 6, &[protocol, limit.wrapping_sub(1)])
+    }
+
+    #[inline(always)]
     fn rewrite<P: Packet>(
         packet: &mut P,
         offset: usize,
@@ -235,11 +310,11 @@ impl Family for V6 {
         let mut change = Difference::NONE;
         if from.0 != to.0 {
             change = change.and(&from.0.bytes, &to.0.bytes);
-            packet.store_v6_address(offset + 8, to.0)?;
+            packet.store_summed(offset + 8, &to.0.bytes)?;
         }
         if from.1 != to.1 {
             change = change.and(&from.1.bytes, &to.1.bytes);
-            packet.store_v6_address(offset + 24, to.1)?;
+            packet.store_summed(offset + 24, &to.1.bytes)?;
         }
         Some(Rewritten {
             addresses: change,
@@ -252,11 +327,11 @@ impl Family for V6 {
         packet.make_room::<{ Self::HEADER + 8 }>()?;
         let [length_high, length_low] = (payload as u16).to_be_bytes();
         packet.store(
-            ETHERNET,
+            P::NETWORK,
             &[0x60, 0, 0, 0, length_high, length_low, ICMPV6, HOP_LIMIT],
         )?;
-        packet.store_v6_address(ETHERNET + 8, &answered.destination)?;
-        packet.store_v6_address(ETHERNET + 24, &answered.source)
+        packet.store_summed(P::NETWORK + 8, &answered.destination.bytes)?;
+        packet.store_summed(P::NETWORK + 24, &answered.source.bytes)
     }
 }
 
@@ -277,7 +352,13 @@ const fn is_extension(protocol: u8) -> bool {
     )
 }
 
-/// Source and destination port of the TCP or UDP header at `offset`.
+/// Whether the protocol's header begins with two ports that services know.
+#[inline(always)]
+pub const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | SCTP)
+}
+
+/// Source and destination port of the transport header at `offset`.
 #[inline(always)]
 pub fn ports<P: Packet>(packet: &P, offset: usize) -> Option<(u16, u16)> {
     let [a, b, c, d] = packet.load(offset)?;
@@ -287,9 +368,9 @@ pub fn ports<P: Packet>(packet: &P, offset: usize) -> Option<(u16, u16)> {
 /// What a packet is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A TCP segment or UDP datagram, its ports known.
+    /// A TCP segment, a UDP datagram or an SCTP packet, or the part of one that has its ports.
     Transport,
-    /// A part of a packet.
+    /// A part of one that has no ports.
     Fragment,
     /// An ICMP error that quotes a packet.
     Error,
@@ -301,13 +382,30 @@ pub enum Kind {
 pub struct Headers {
     pub kind: Kind,
     pub protocol: u8,
-    /// 0 unless TCP.
-    pub tcp_flags: u8,
+    /// Whether it is whole.
+    pub part: Part,
+    /// TCP's flags, or what an SCTP packet's first chunk means in their terms; 0 in UDP.
+    pub flags: u8,
+    /// What the fragments of one packet have in common; 0 where it is whole.
+    pub identification: u32,
     /// Offset of the transport header.
-    pub transport: usize,
+    transport: u16,
+    /// Offset of where the packet ends by its own account.
+    pub end: u32,
 }
 
 impl Headers {
+    /// The headers of nothing.
+    pub const NONE: Self = Self {
+        kind: Kind::Other,
+        protocol: 0,
+        part: Part::Whole,
+        flags: 0,
+        identification: 0,
+        transport: 0,
+        end: 0,
+    };
+
     /// Reads the headers of a packet whose IP header stands at `offset`, and its addresses and
     /// ports into `tuple`: the ports are 0 unless the kind is [`Kind::Transport`].
     #[inline(always)]
@@ -321,17 +419,18 @@ impl Headers {
         let mut headers = Self {
             kind: Kind::Other,
             protocol: ip.protocol,
-            tcp_flags: 0,
-            transport: ip.payload,
+            part: ip.part,
+            flags: 0,
+            identification: ip.identification,
+            transport: ip.payload as u16,
+            end: ip.end as u32,
         };
-        if ip.fragment {
+        if ip.part == Part::Later {
             headers.kind = Kind::Fragment;
-        } else if matches!(ip.protocol, TCP | UDP) {
+        } else if has_ports(ip.protocol) {
             headers.kind = Kind::Transport;
             (tuple.source_port, tuple.destination_port) = ports(packet, ip.payload)?;
-            if ip.protocol == TCP {
-                [_, headers.tcp_flags] = packet.load(ip.payload + 12)?;
-            }
+            headers.flags = flags(packet, ip.protocol, ip.payload)?;
         } else if ip.protocol == F::ICMP {
             let [icmp_type, _code] = packet.load(ip.payload)?;
             if F::is_error(icmp_type) {
@@ -341,15 +440,54 @@ impl Headers {
         Some(headers)
     }
 
-    /// Whether the packet may begin a flow: a SYN alone, or any datagram.
+    /// Whether the packet may begin a flow: a SYN alone, an SCTP INIT, or any datagram.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        self.protocol == UDP || self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
+        self.protocol == UDP || self.flags & (SYN | ACK | RST | FIN) == SYN
+    }
+
+    /// Offset of the transport header.
+    #[inline(always)]
+    pub const fn transport(&self) -> usize {
+        self.transport as usize
+    }
+
+    /// Length of the transport header and what follows it, by the packet's own account.
+    #[inline(always)]
+    pub const fn transport_length(&self) -> u32 {
+        self.end.wrapping_sub(self.transport as u32)
     }
 
     /// Offset of the transport header's checksum.
     #[inline(always)]
     pub const fn checksum(&self) -> usize {
-        self.transport + if self.protocol == TCP { 16 } else { 6 }
+        self.transport()
+            + match self.protocol {
+                TCP => 16,
+                SCTP => 8,
+                _ => 6,
+            }
+    }
+}
+
+/// The flags of the TCP header at `offset`, or what an SCTP packet's first chunk means in their
+/// terms (RFC 9260, 3.2): INIT opens, INIT ACK answers, ABORT and the end of a shutdown close.
+#[inline(always)]
+fn flags<P: Packet>(packet: &P, protocol: u8, offset: usize) -> Option<u8> {
+    match protocol {
+        TCP => {
+            let [_, flags] = packet.load(offset + 12)?;
+            Some(flags)
+        }
+        SCTP => {
+            let [chunk, _] = packet.load(offset + 12)?;
+            Some(match chunk {
+                1 => SYN,
+                2 => SYN | ACK,
+                6 | 14 => RST | ACK,
+                _ => ACK,
+            })
+        }
+        _ => Some(0),
     }
 }

@@ -1,14 +1,13 @@
-//! ICMP errors: those that quote a translated flow are translated with it, and those that refuse a
+//! ICMP errors: those that quote a translated flow are translated with it, and those that answer a
 //! packet are made here.
 
 use crate::{
     checksum::{Difference, Sum},
     conntrack,
-    flow::Tuple,
-    headers::{Family, Headers, TCP, UDP, ports},
+    flow::{FlowKey, Tuple},
+    headers::{Family, Part, TCP, has_ports, ports},
     nat::{Change, rewrite_ports},
-    packet::{ETHERNET, MARK_DELIVER, Packet, Scope, Verdict},
-    reason::Reason,
+    packet::{ETHERNET, Packet, Scope},
     scratch::Scratch,
     tables::Tables,
 };
@@ -37,12 +36,11 @@ pub fn quoted<F: Family, P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     scratch: &mut Scratch,
-    headers: &Headers,
 ) -> Option<Quoted> {
     scratch.outer = scratch.key.tuple;
-    let ip = headers.transport + HEADER;
+    let ip = scratch.headers.transport() + HEADER;
     let inner = F::parse(packet, ip, &mut scratch.key.tuple)?;
-    if inner.fragment || !matches!(inner.protocol, TCP | UDP) {
+    if inner.part == Part::Later || !has_ports(inner.protocol) {
         return None;
     }
     let Tuple {
@@ -69,13 +67,13 @@ pub fn quoted<F: Family, P: Packet, T: Tables>(
 pub fn translate<F: Family, P: Packet>(
     packet: &mut P,
     scratch: &Scratch,
-    headers: &Headers,
     quoted: &Quoted,
 ) -> Option<()> {
+    let headers = &scratch.headers;
     // A reply of the flow would turn from `from` into `to`; the quoted packet is such a reply's
     // opposite.
     let (from, to) = (&scratch.key.tuple, &scratch.flow.to);
-    let checksum = headers.transport + CHECKSUM;
+    let checksum = headers.transport() + CHECKSUM;
     let inner = F::rewrite(
         packet,
         quoted.ip,
@@ -108,7 +106,7 @@ pub fn translate<F: Family, P: Packet>(
     };
     let outer = F::rewrite(
         packet,
-        ETHERNET,
+        P::NETWORK,
         (&outer.source, &outer.destination),
         (source, destination),
     )?;
@@ -125,39 +123,74 @@ pub fn translate<F: Family, P: Packet>(
     Some(())
 }
 
-/// Turns a packet of a pod into the port-unreachable that answers it, from the address it was sent
-/// to, and back out of the pod's interface.
-#[inline(always)]
-pub fn refuse<F: Family, P: Packet>(packet: &mut P, tuple: &Tuple, headers: &Headers) -> Verdict {
-    match make_unreachable::<F, P>(packet, tuple, headers) {
-        Some(()) => {
-            packet.set_mark(MARK_DELIVER);
-            Verdict::Redirect(packet.interface())
+/// What an ICMP error says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Type and code.
+    kind: [u8; 2],
+    /// The length that would fit, in bytes; 0 where that is not the matter.
+    mtu: u32,
+}
+
+impl Answer {
+    /// No answer.
+    pub const NONE: Self = Self {
+        kind: [0; 2],
+        mtu: 0,
+    };
+
+    #[inline(always)]
+    pub const fn port_unreachable<F: Family>() -> Self {
+        Self {
+            kind: F::PORT_UNREACHABLE,
+            mtu: 0,
         }
-        None => Verdict::Drop(Reason::Malformed),
+    }
+
+    #[inline(always)]
+    pub const fn time_exceeded<F: Family>() -> Self {
+        Self {
+            kind: F::TIME_EXCEEDED,
+            mtu: 0,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn too_big<F: Family>(mtu: u32) -> Self {
+        Self {
+            kind: F::TOO_BIG,
+            mtu,
+        }
     }
 }
 
+/// Turns a packet into the error `scratch.answer` that answers it, from the address it was sent to. After `None` the
+/// packet is in pieces and must not go on.
 #[inline(always)]
-fn make_unreachable<F: Family, P: Packet>(
-    packet: &mut P,
-    tuple: &Tuple,
-    headers: &Headers,
-) -> Option<()> {
+pub fn answer<F: Family, P: Packet>(packet: &mut P, scratch: &Scratch) -> Option<()> {
+    let Scratch {
+        key: FlowKey { tuple, .. },
+        headers,
+        answer,
+        ..
+    } = scratch;
     // The whole TCP header: kernels look for its sequence number, and a segment whose checksum the
     // hardware is to complete cannot be cut before that field.
-    let quoted = headers.transport - ETHERNET + if headers.protocol == TCP { 20 } else { 8 };
+    let quoted = headers.transport() - P::NETWORK + if headers.protocol == TCP { 20 } else { 8 };
     if quoted > MAX_QUOTED {
         return None;
     }
-    let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = packet.load(0)?;
-    packet.truncate(ETHERNET + quoted)?;
+    packet.truncate(P::NETWORK + quoted)?;
+    if P::NETWORK == ETHERNET {
+        let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = packet.load(0)?;
+        packet.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f])?;
+    }
     F::prepend_error(packet, tuple, quoted + HEADER)?;
-    packet.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f])?;
 
-    let icmp = ETHERNET + F::HEADER;
-    let [kind, code] = F::PORT_UNREACHABLE;
-    packet.store(icmp, &[kind, code, 0, 0, 0, 0, 0, 0])?;
+    let icmp = P::NETWORK + F::HEADER;
+    let [kind, code] = answer.kind;
+    let [e, f, g, h] = answer.mtu.to_be_bytes();
+    packet.store(icmp, &[kind, code, 0, 0, e, f, g, h])?;
     let mut sum = Sum::default();
     if F::ICMP_COVERS_ADDRESSES {
         let length = ((HEADER + quoted) as u32).to_be_bytes();
@@ -177,6 +210,6 @@ fn make_unreachable<F: Family, P: Packet>(
     packet.store(icmp + CHECKSUM, &sum.finish())
 }
 
-/// The longest IP and transport header that a refusal quotes: more extension headers than fit are
+/// The longest IP and transport header that an answer quotes: more extension headers than fit are
 /// not answered.
 const MAX_QUOTED: usize = 40 + 64 + 20;

@@ -9,6 +9,7 @@
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod address;
+pub mod affinity;
 pub mod balance;
 pub mod checksum;
 pub mod conntrack;

@@ -2,30 +2,50 @@
 //! would happen.
 
 use core::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     address::Address,
     checksum::Difference,
-    endpoint::{Bucket, Endpoint, EndpointKey, NO_SLOT},
-    flow::{Flow, FlowKey},
-    packet::{ETHERNET, Packet, Scope},
+    endpoint::{Bucket, Device, DeviceKey, Endpoint, EndpointKey, NO_SLOT},
+    flow::{Flow, FlowKey, Tuple},
+    fragment::{FragmentKey, Ports},
+    headers::{Family, V4, V6},
+    packet::{ETHERNET, Hop, Packet, Route, Scope},
     reason::Reason,
     refusal,
-    service::{Backend, Extent, FrontendKey, Target},
+    service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
     tables::{FlowTable, NotInserted, Note, Tables},
 };
 
-/// A packet of bytes.
+/// A packet of bytes, whose IP header stands at `NETWORK`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Frame {
+pub struct Frame<const NETWORK: usize = ETHERNET> {
     pub bytes: Vec<u8>,
     pub interface: u32,
     pub arrived_by: u32,
     pub mark: u32,
+    pub hint: u32,
+    /// What the kernel's routes say, by destination: the next hop, and the length that fits.
+    pub routes: BTreeMap<Address, (Hop, u32)>,
+    /// What the node's sockets wait for.
+    pub awaited: BTreeSet<Tuple>,
 }
 
-impl Packet for Frame {
+impl<const NETWORK: usize> Packet for Frame<NETWORK> {
+    const NETWORK: usize = NETWORK;
+
+    fn ethertype(&self) -> Option<[u8; 2]> {
+        if NETWORK == ETHERNET {
+            return self.load(ETHERNET - 2);
+        }
+        match self.bytes.first()? >> 4 {
+            4 => Some(V4::ETHERTYPE),
+            6 => Some(V6::ETHERTYPE),
+            _ => None,
+        }
+    }
+
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.bytes.get(offset..)?.first_chunk().copied()
     }
@@ -39,8 +59,8 @@ impl Packet for Frame {
         self.load(offset).map(|bytes| Address { bytes })
     }
 
-    fn store_v6_address(&mut self, offset: usize, address: &Address) -> Option<()> {
-        self.store(offset, &address.bytes)
+    fn store_summed<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        self.store(offset, bytes)
     }
 
     fn fix_transport(&mut self, offset: usize, change: Difference, scope: Scope) -> Option<()> {
@@ -60,8 +80,16 @@ impl Packet for Frame {
     }
 
     fn make_room<const N: usize>(&mut self) -> Option<()> {
-        self.bytes.splice(ETHERNET..ETHERNET, [0; N]);
+        self.bytes.splice(NETWORK..NETWORK, [0; N]);
         Some(())
+    }
+
+    fn length(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn is_several(&self) -> bool {
+        false
     }
 
     fn interface(&self) -> u32 {
@@ -79,6 +107,36 @@ impl Packet for Frame {
     fn set_mark(&mut self, mark: u32) {
         self.mark = mark;
     }
+
+    fn hint(&self) -> u32 {
+        self.hint
+    }
+
+    fn set_hint(&mut self, hint: u32) {
+        self.hint = hint;
+    }
+
+    fn route(&mut self, to: &Tuple, _protocol: u8, length: u32) -> Route {
+        match self.routes.get(&to.destination) {
+            Some((_, mtu)) if length > *mtu => Route::TooBig(*mtu),
+            Some((hop, _)) => Route::Out(*hop),
+            None => Route::None,
+        }
+    }
+
+    fn address_to(&mut self, hop: &Hop) -> Option<()> {
+        if NETWORK == 0 {
+            let ethertype = self.ethertype()?;
+            self.bytes.splice(..0, [0; ETHERNET]);
+            self.store(ETHERNET - 2, &ethertype)?;
+        }
+        self.store(0, &hop.destination)?;
+        self.store(6, &hop.source)
+    }
+
+    fn awaited(&mut self, tuple: &Tuple, _protocol: u8) -> bool {
+        self.awaited.contains(tuple)
+    }
 }
 
 /// Tables of maps. The packet path changes flows, counters and the refusal budget through a shared
@@ -92,6 +150,12 @@ pub struct MemoryTables {
     pub backends: BTreeMap<u32, Backend>,
     pub live: BTreeMap<u32, u32>,
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    pub devices: BTreeMap<DeviceKey, Device>,
+    /// Prefix length of the address, and the key.
+    pub ranges: BTreeSet<(u32, RangeKey)>,
+    pub cidrs: Vec<Cidr>,
+    pub affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    pub fragments: RefCell<BTreeMap<FragmentKey, Ports>>,
     pub flows: RefCell<BTreeMap<FlowKey, Flow>>,
     pub half_open: RefCell<BTreeMap<FlowKey, Flow>>,
     /// Two-way flows that fit; `None` is no limit.
@@ -151,6 +215,43 @@ impl Tables for MemoryTables {
         self.endpoints
             .get(&EndpointKey { address: *address })
             .copied()
+    }
+
+    fn device(&self, index: u32) -> Option<Device> {
+        self.devices.get(&DeviceKey { index }).copied()
+    }
+
+    fn in_range(&self, key: &RangeKey) -> bool {
+        let bits = |address: &Address| u128::from_be_bytes(address.bytes);
+        self.ranges.iter().any(|(length, range)| {
+            let differ = bits(&range.address) ^ bits(&key.address);
+            range.set == key.set && differ.leading_zeros() >= *length
+        })
+    }
+
+    fn cidr(&self, place: u32) -> Option<Cidr> {
+        Some(
+            self.cidrs
+                .get(place as usize)
+                .copied()
+                .unwrap_or(Cidr::FREE),
+        )
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn set_fragment(&self, key: &FragmentKey, ports: &Ports) {
+        self.fragments.borrow_mut().insert(*key, *ports);
     }
 
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {

@@ -2,13 +2,14 @@
 
 use crate::{
     checksum::Difference,
+    crc32c,
     flow::Tuple,
-    headers::{Family, Headers, UDP},
-    packet::{ETHERNET, Packet, Scope},
+    headers::{Family, Headers, Kind, SCTP, UDP},
+    packet::{Packet, Scope},
 };
 
-/// Rewrites the addresses and ports of a TCP segment or UDP datagram; every checksum stays valid.
-/// After `None` the packet is in pieces and must not go on.
+/// Rewrites the addresses and ports of a packet; every checksum stays valid. What is no first
+/// fragment has no ports. After `None` the packet is in pieces and must not go on.
 #[inline(always)]
 pub fn translate<F: Family, P: Packet>(
     packet: &mut P,
@@ -18,13 +19,19 @@ pub fn translate<F: Family, P: Packet>(
 ) -> Option<()> {
     let rewritten = F::rewrite(
         packet,
-        ETHERNET,
+        P::NETWORK,
         (&from.source, &from.destination),
         (&to.source, &to.destination),
     )?;
+    if headers.kind == Kind::Fragment {
+        return Some(());
+    }
+    if headers.protocol == SCTP {
+        return rewrite_sctp(packet, headers, from, to);
+    }
     let ports = rewrite_ports(
         packet,
-        headers.transport,
+        headers.transport(),
         Change {
             from: from.source_port,
             to: to.source_port,
@@ -54,6 +61,35 @@ pub fn translate<F: Family, P: Packet>(
         )?;
     }
     Some(())
+}
+
+/// Changes the ports of an SCTP packet, whose checksum covers no addresses.
+#[inline(never)]
+fn rewrite_sctp<P: Packet>(
+    packet: &mut P,
+    headers: &Headers,
+    from: &Tuple,
+    to: &Tuple,
+) -> Option<()> {
+    let (old, new) = (both_ports(from), both_ports(to));
+    if old == new {
+        return Some(());
+    }
+    let length = headers.transport_length();
+    let field = packet.load(headers.checksum())?;
+    packet.store_summed(headers.transport(), &new)?;
+    packet.store_summed(
+        headers.checksum(),
+        &crc32c::corrected(field, old, new, length),
+    )
+}
+
+/// Source and destination port as they are on the wire.
+#[inline(always)]
+const fn both_ports(tuple: &Tuple) -> [u8; 4] {
+    let [a, b] = tuple.source_port.to_be_bytes();
+    let [c, d] = tuple.destination_port.to_be_bytes();
+    [a, b, c, d]
 }
 
 /// A number and what becomes of it.

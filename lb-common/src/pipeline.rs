@@ -1,202 +1,688 @@
-//! The two ways across a pod's interface.
+//! The ways across an interface: a pod's, and those that lead out of the node.
+//!
+//! A packet goes through a few stages, which leave each other what they found in the [`Scratch`]. In
+//! the kernel each stage is a function that is verified by itself: together they would be more than
+//! the verifier follows, and deeper than the stack.
 
 use crate::{
-    balance::{self, Opened, Peer},
+    balance::{self, Client, Opened, Peer},
+    checksum::Sum,
     conntrack,
-    endpoint::NO_SLOT,
-    flow::{Direction, Flow},
-    headers::{Family, Headers, Kind, V4, V6},
-    icmp, nat,
-    packet::{ETHERNET, MARK_DELIVER, MARK_REDIRECTED, Packet, Verdict},
+    endpoint::{NO_SLOT, WIRE},
+    flow::{Direction, Way},
+    headers::{Family, Headers, Kind, Part, SCTP, V4, V6},
+    icmp::{self, Answer},
+    nat,
+    packet::{
+        Hop, MARK_DELIVER, MARK_FROM_HOST, MARK_FROM_POD, MARK_FROM_WIRE, Packet, Route, Verdict,
+    },
     reason::Reason,
     scratch::Scratch,
-    service::FrontendKey,
+    service::{FrontendKey, Target},
     tables::Tables,
 };
 
-/// A packet that a pod sends, at tc ingress of its host-side interface.
-#[inline(always)]
-pub fn from_pod<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-) -> Verdict {
-    cross(packet, tables, scratch, Direction::FromPod)
+/// What comes next.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing: the packet passes.
+    Pass = 0,
+    /// Nothing: the packet is dropped, for `scratch.reason`.
+    Drop = 1,
+    /// [`open`].
+    Open = 2,
+    /// [`send`].
+    Send = 3,
+    /// [`error`].
+    Error = 4,
+    /// [`answer`], with `scratch.answer` and for `scratch.reason`.
+    Answer = 5,
+    /// The packet goes out of the interface `scratch.interface`, as [`Verdict::Redirect`] says.
+    Redirect = 6,
+    /// As [`Verdict::Neighbour`] says.
+    Neighbour = 7,
+    /// As [`Verdict::Enter`] says.
+    Enter = 8,
 }
 
-/// A packet on its way to a pod, at tc egress of its host-side interface.
-#[inline(always)]
-pub fn to_pod<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
-    if packet.mark() == MARK_DELIVER {
-        return Verdict::Pass;
-    }
-    cross(packet, tables, scratch, Direction::ToPod)
-}
-
-#[inline(always)]
-fn cross<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    direction: Direction,
-) -> Verdict {
-    let owner = tables.slot(packet.interface());
-    if owner == NO_SLOT {
-        return Verdict::Pass;
-    }
-    scratch.key.owner = owner;
-    scratch.key.direction = direction as u8;
-    let verdict = match packet.load(ETHERNET - 2) {
-        Some(V4::ETHERTYPE) => judge::<V4, P, T>(packet, tables, scratch, direction),
-        Some(V6::ETHERTYPE) => judge::<V6, P, T>(packet, tables, scratch, direction),
-        _ => Verdict::Pass,
-    };
-    if let Verdict::Drop(reason) = verdict {
-        tables.count(reason);
-    }
-    verdict
-}
-
-#[inline(never)]
-fn judge<F: Family, P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    direction: Direction,
-) -> Verdict {
-    // A packet that cannot be read is for the kernel to drop.
-    let Some(headers) = Headers::parse::<F, P>(packet, ETHERNET, &mut scratch.key.tuple) else {
-        return Verdict::Pass;
-    };
-    scratch.key.protocol = headers.protocol;
-    match headers.kind {
-        Kind::Transport => transport::<F, P, T>(packet, tables, scratch, &headers, direction),
-        Kind::Error => error::<F, P, T>(packet, tables, scratch, &headers, direction),
-        Kind::Fragment if direction == Direction::FromPod => {
-            match tables.frontend(&FrontendKey::whole_address(scratch.key.tuple.destination)) {
-                Some(_) => Verdict::Drop(Reason::Fragment),
-                None => Verdict::Pass,
-            }
+impl Step {
+    /// The step with this number; any other number passes the packet.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        match number {
+            1 => Self::Drop,
+            2 => Self::Open,
+            3 => Self::Send,
+            4 => Self::Error,
+            5 => Self::Answer,
+            6 => Self::Redirect,
+            7 => Self::Neighbour,
+            8 => Self::Enter,
+            _ => Self::Pass,
         }
-        Kind::Fragment | Kind::Other => Verdict::Pass,
     }
 }
 
+/// The stages that a packet goes through at a hook.
+pub trait Stages {
+    fn read(&mut self) -> Step;
+    fn open(&mut self) -> Step;
+    fn send(&mut self) -> Step;
+    fn error(&mut self) -> Step;
+    fn answer(&mut self) -> Step;
+}
+
+/// Takes a packet through its stages; what the last step means is in the scratch.
 #[inline(always)]
-fn transport<F: Family, P: Packet, T: Tables>(
+pub fn cross(stages: &mut impl Stages) -> Step {
+    let mut step = stages.read();
+    if step == Step::Open {
+        step = stages.open();
+    }
+    if step == Step::Send {
+        step = stages.send();
+    } else if step == Step::Error {
+        step = stages.error();
+    }
+    if step == Step::Answer {
+        step = stages.answer();
+    }
+    step
+}
+
+/// What becomes of a packet whose last step is this one.
+#[inline(always)]
+pub fn verdict<T: Tables>(tables: &T, scratch: &Scratch, step: Step) -> Verdict {
+    match step {
+        Step::Redirect => Verdict::Redirect(scratch.interface),
+        Step::Neighbour => Verdict::Neighbour(scratch.interface),
+        Step::Enter => Verdict::Enter(scratch.interface),
+        Step::Drop => {
+            let reason = Reason::of(scratch.reason);
+            tables.count(reason);
+            Verdict::Drop(reason)
+        }
+        Step::Pass | Step::Open | Step::Send | Step::Error | Step::Answer => Verdict::Pass,
+    }
+}
+
+/// Finds whose packet it is and what flow it belongs to.
+#[inline(always)]
+pub fn read<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
-    headers: &Headers,
     direction: Direction,
-) -> Verdict {
-    let now = tables.now();
+) -> Step {
+    if direction != Direction::FromPod && packet.mark() == MARK_DELIVER {
+        return Step::Pass;
+    }
+    scratch.key.direction = direction as u8;
+    scratch.key.owner = match direction {
+        Direction::FromPod | Direction::ToPod => match tables.slot(packet.interface()) {
+            NO_SLOT => return Step::Pass,
+            slot => slot,
+        },
+        Direction::FromWire | Direction::ToWire => WIRE,
+    };
+    // A packet that cannot be read is for the kernel to drop.
+    if parse(packet, scratch).is_none() {
+        return Step::Pass;
+    }
+    scratch.now = tables.now();
+    match scratch.headers.kind {
+        Kind::Transport => transport(tables, scratch, direction),
+        Kind::Fragment => fragment(tables, scratch, direction),
+        Kind::Error => Step::Error,
+        Kind::Other => unknown(tables, scratch, direction),
+    }
+}
+
+/// Reads the packet's headers into the scratch.
+#[inline(always)]
+fn parse<P: Packet>(packet: &P, scratch: &mut Scratch) -> Option<()> {
+    let tuple = &mut scratch.key.tuple;
+    scratch.headers = match packet.ethertype() {
+        Some(V4::ETHERTYPE) => {
+            scratch.v6 = 0;
+            Headers::parse::<V4, P>(packet, P::NETWORK, tuple)
+        }
+        Some(V6::ETHERTYPE) => {
+            scratch.v6 = 1;
+            Headers::parse::<V6, P>(packet, P::NETWORK, tuple)
+        }
+        _ => None,
+    }?;
+    scratch.key.protocol = scratch.headers.protocol;
+    Some(())
+}
+
+#[inline(always)]
+fn transport<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction) -> Step {
+    if scratch.headers.part == Part::First {
+        scratch.remember_fragment(tables);
+    }
     let found = conntrack::find(tables, scratch);
     if let Some(table) = found
-        && !conntrack::starts_afresh(tables, scratch, headers, table, now)
+        && !conntrack::starts_afresh(tables, scratch, table)
     {
-        return match conntrack::advance(tables, scratch, headers, table, now) {
-            Ok(()) => send::<F, P>(packet, scratch, headers, direction),
-            Err(reason) => Verdict::Drop(reason),
+        return match conntrack::advance(tables, scratch, table) {
+            Ok(()) => Step::Send,
+            Err(reason) => scratch.drop_for(reason),
         };
     }
     // A connection older than us lives on in the kernel's own tracking.
-    if !headers.opens() {
-        return Verdict::Pass;
+    if !scratch.headers.opens() {
+        return unknown(tables, scratch, direction);
     }
     if let Some(table) = found {
         conntrack::forget(tables, scratch, table);
     }
-    match open(packet, tables, scratch, direction, now) {
-        Opened::Yes => send::<F, P>(packet, scratch, headers, direction),
-        Opened::Untracked => Verdict::Pass,
-        Opened::Dropped(reason) => Verdict::Drop(reason),
-        Opened::Refused(_) if !tables.may_refuse(now) => Verdict::Drop(Reason::RefusalLimit),
-        Opened::Refused(reason) => {
-            tables.count(reason);
-            icmp::refuse::<F, P>(packet, &scratch.key.tuple, headers)
-        }
+    Step::Open
+}
+
+/// A fragment without ports goes the way of the first of its packet.
+#[inline(always)]
+fn fragment<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction) -> Step {
+    if scratch.recall_fragment(tables).is_none() {
+        let address = FrontendKey::whole_address(scratch.key.tuple.destination);
+        let outward = matches!(direction, Direction::FromPod | Direction::FromWire);
+        return if outward && tables.frontend(&address) == Some(Target::Undefined) {
+            scratch.drop_for(Reason::Fragment)
+        } else {
+            unknown(tables, scratch, direction)
+        };
+    }
+    match conntrack::find(tables, scratch) {
+        Some(_) => Step::Send,
+        None => unknown(tables, scratch, direction),
     }
 }
 
+/// A packet that none of our flows knows. Of those from outside the kernel drops the ones that claim
+/// to be from this node where they are IPv4.
 #[inline(always)]
-fn open<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    scratch: &mut Scratch,
-    direction: Direction,
-    now: u64,
-) -> Opened {
-    let mac = packet.load(6).unwrap_or_default();
-    match direction {
-        Direction::FromPod | Direction::FromWire | Direction::ToWire => balance::open(
-            tables,
-            scratch,
-            Peer {
-                interface: packet.interface(),
-                mac,
-            },
-            now,
-        ),
-        Direction::ToPod => {
-            // How the flow came is how its replies go: straight back, or through the stack.
-            let peer = if packet.mark() == MARK_REDIRECTED {
-                Peer {
-                    interface: packet.arrived_by(),
-                    mac,
-                }
-            } else {
-                Peer::ROUTED
-            };
-            balance::direct(tables, scratch, Direction::FromPod, peer, now)
-        }
-    }
-}
-
-/// Sends a packet the way its flow goes.
-#[inline(always)]
-fn send<F: Family, P: Packet>(
-    packet: &mut P,
-    scratch: &Scratch,
-    headers: &Headers,
-    direction: Direction,
-) -> Verdict {
-    let (from, to) = (&scratch.key.tuple, &scratch.flow.to);
-    if from != to && nat::translate::<F, P>(packet, headers, from, to).is_none() {
-        return Verdict::Drop(Reason::Malformed);
-    }
-    deliver(packet, &scratch.flow, direction)
-}
-
-/// An ICMP error goes the way of the flow that it quotes.
-#[inline(always)]
-fn error<F: Family, P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    headers: &Headers,
-    direction: Direction,
-) -> Verdict {
-    let Some(quoted) = icmp::quoted::<F, P, T>(packet, tables, scratch, headers) else {
-        return Verdict::Pass;
-    };
-    if scratch.flow.to != scratch.key.tuple
-        && icmp::translate::<F, P>(packet, scratch, headers, &quoted).is_none()
+fn unknown<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction) -> Step {
+    if direction == Direction::FromWire
+        && scratch.v6 == 1
+        && balance::is_own(tables, &scratch.key.tuple.source)
     {
-        return Verdict::Drop(Reason::Malformed);
+        return scratch.drop_for(Reason::SpoofedSource);
     }
-    deliver(packet, &scratch.flow, direction)
+    Step::Pass
+}
+
+/// Opens a flow for the packet.
+#[inline(always)]
+pub fn open<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    let opened = match direction {
+        Direction::ToPod => {
+            let peer = came_from(packet);
+            balance::direct(tables, scratch, Direction::FromPod, peer)
+        }
+        Direction::FromPod => {
+            let own = Peer {
+                way: Way::Pod,
+                interface: packet.interface(),
+                mac: packet.load(6).unwrap_or_default(),
+            };
+            balance::open(packet, tables, scratch, Client::pod(own))
+        }
+        Direction::FromWire => balance::open(packet, tables, scratch, Client::OUTSIDE),
+        // What the node forwards for others is none of its own.
+        Direction::ToWire if packet.arrived_by() != 0 => {
+            balance::from_forwarded_port(tables, scratch)
+        }
+        Direction::ToWire => balance::open(packet, tables, scratch, Client::HOST),
+    };
+    match opened {
+        Opened::Yes => Step::Send,
+        Opened::Untracked => unknown(tables, scratch, direction),
+        Opened::Dropped(reason) => scratch.drop_for(reason),
+        Opened::Refused(reason) => {
+            let refusal = match scratch.v6 {
+                0 => Answer::port_unreachable::<V4>(),
+                _ => Answer::port_unreachable::<V6>(),
+            };
+            scratch.answer_with(reason, refusal)
+        }
+    }
+}
+
+/// How a packet came to a pod is how its replies go: straight back, or through the stack.
+#[inline(always)]
+fn came_from<P: Packet>(packet: &mut P) -> Peer {
+    match packet.mark() {
+        MARK_FROM_POD => Peer {
+            way: Way::Pod,
+            interface: packet.arrived_by(),
+            mac: packet.load(6).unwrap_or_default(),
+        },
+        MARK_FROM_WIRE => Peer {
+            way: Way::Neighbour,
+            interface: packet.arrived_by(),
+            mac: [0; 6],
+        },
+        MARK_FROM_HOST => {
+            let interface = packet.hint();
+            packet.set_hint(0);
+            Peer {
+                way: Way::Host,
+                interface,
+                mac: [0; 6],
+            }
+        }
+        _ => Peer::ROUTED,
+    }
+}
+
+/// Sends the packet the way its flow goes.
+#[inline(always)]
+pub fn send<P: Packet, T: Tables>(
+    packet: &mut P,
+    _tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    match scratch.v6 {
+        0 => send_by::<V4, P>(packet, scratch, direction),
+        _ => send_by::<V6, P>(packet, scratch, direction),
+    }
 }
 
 #[inline(always)]
-fn deliver<P: Packet>(packet: &mut P, flow: &Flow, direction: Direction) -> Verdict {
-    if direction == Direction::ToPod || flow.interface == 0 {
-        return Verdict::Pass;
+fn send_by<F: Family, P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    if let Some(stop) = way_out::<F, P>(packet, scratch, direction) {
+        return stop;
     }
-    if packet.store(0, &flow.mac).is_none() {
-        return Verdict::Drop(Reason::Malformed);
+    let Scratch {
+        key, flow, headers, ..
+    } = scratch;
+    if key.tuple != flow.to
+        && nat::translate::<F, P>(packet, headers, &key.tuple, &flow.to).is_none()
+    {
+        return scratch.drop_for(Reason::Malformed);
     }
-    let back = flow.interface == packet.interface();
-    packet.set_mark(if back { MARK_DELIVER } else { MARK_REDIRECTED });
-    Verdict::Redirect(flow.interface)
+    deliver::<F, P>(packet, scratch, direction)
+}
+
+/// Looks whether the packet may go the way of its flow, before anything of it is changed, and where
+/// that leads if the kernel's routes decide it: `scratch.hop`. Returns what happens instead.
+#[inline(always)]
+fn way_out<F: Family, P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Option<Step> {
+    let Scratch {
+        key, flow, headers, ..
+    } = scratch;
+    let (from, to) = (&key.tuple, &flow.to);
+    if headers.protocol == SCTP
+        && headers.part != Part::Whole
+        && (from.source_port != to.source_port || from.destination_port != to.destination_port)
+    {
+        return Some(scratch.drop_for(Reason::FragmentedSctp));
+    }
+    if !flow.acts(direction) {
+        return None;
+    }
+    let length = if packet.is_several() {
+        0
+    } else {
+        packet.length() - P::NETWORK as u32
+    };
+    if flow.way == Way::Pod as u8 {
+        let mtu = u32::from(flow.mtu);
+        return (mtu != 0 && length > mtu)
+            .then(|| scratch.answer_with(Reason::TooBig, Answer::too_big::<F>(mtu)));
+    }
+    if flow.way == Way::Host as u8 {
+        return None;
+    }
+    if flow.way == Way::Forward as u8 && F::hop_limit(packet).is_none_or(|limit| limit <= 1) {
+        return Some(scratch.answer_with(Reason::HopLimit, Answer::time_exceeded::<F>()));
+    }
+    match packet.route(to, headers.protocol, length) {
+        Route::Out(hop) => {
+            scratch.hop = hop;
+            None
+        }
+        Route::TooBig(mtu) => Some(scratch.answer_with(Reason::TooBig, Answer::too_big::<F>(mtu))),
+        Route::Local | Route::None => Some(scratch.drop_for(Reason::NoRoute)),
+    }
+}
+
+/// Sends an ICMP error the way of the flow that it quotes.
+#[inline(always)]
+pub fn error<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    match scratch.v6 {
+        0 => error_by::<V4, P, T>(packet, tables, scratch, direction),
+        _ => error_by::<V6, P, T>(packet, tables, scratch, direction),
+    }
+}
+
+#[inline(always)]
+fn error_by<F: Family, P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    let Some(quoted) = icmp::quoted::<F, P, T>(packet, tables, scratch) else {
+        return unknown(tables, scratch, direction);
+    };
+    match way_out::<F, P>(packet, scratch, direction) {
+        None => {}
+        // No error is answered (RFC 1122, 3.2.2).
+        Some(_) => return Step::Drop,
+    }
+    if scratch.flow.to != scratch.key.tuple
+        && icmp::translate::<F, P>(packet, scratch, &quoted).is_none()
+    {
+        return scratch.drop_for(Reason::Malformed);
+    }
+    deliver::<F, P>(packet, scratch, direction)
+}
+
+#[inline(always)]
+fn deliver<F: Family, P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    let flow = &scratch.flow;
+    if !flow.acts(direction) {
+        return Step::Pass;
+    }
+    let delivered = if flow.way == Way::Pod as u8 {
+        to_local_pod(packet, scratch, direction)
+    } else if flow.way == Way::Host as u8 {
+        scratch.interface = flow.interface;
+        Some(Step::Enter)
+    } else {
+        to_next_hop::<F, P>(packet, scratch, direction)
+    };
+    delivered.unwrap_or_else(|| scratch.drop_for(Reason::Malformed))
+}
+
+/// Sends a packet out of a local pod's interface.
+#[inline(always)]
+fn to_local_pod<P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Option<Step> {
+    let flow = &scratch.flow;
+    scratch.interface = flow.interface;
+    if P::NETWORK == 0 {
+        packet.address_to(&Hop {
+            destination: flow.mac,
+            ..Hop::NOWHERE
+        })?;
+    } else {
+        packet.store(0, &flow.mac)?;
+    }
+    let mark = match direction {
+        Direction::FromWire => MARK_FROM_WIRE,
+        Direction::ToWire => {
+            packet.set_hint(packet.interface());
+            MARK_FROM_HOST
+        }
+        _ if flow.interface == packet.interface() => MARK_DELIVER,
+        _ => MARK_FROM_POD,
+    };
+    packet.set_mark(mark);
+    Some(Step::Redirect)
+}
+
+/// Sends a packet on to `scratch.hop`.
+#[inline(always)]
+fn to_next_hop<F: Family, P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Option<Step> {
+    if scratch.flow.way == Way::Forward as u8 {
+        F::count_hop(packet)?;
+    }
+    // A reply of a pod is yet to be translated where it leaves.
+    if direction != Direction::FromPod {
+        packet.set_mark(MARK_DELIVER);
+    }
+    let hop = &scratch.hop;
+    scratch.interface = hop.interface;
+    if hop.resolved || P::NETWORK == 0 {
+        packet.address_to(hop)?;
+    }
+    Some(if hop.resolved {
+        Step::Redirect
+    } else {
+        Step::Neighbour
+    })
+}
+
+/// Answers a packet that does not go on, if the node has not answered too many.
+#[inline(always)]
+pub fn answer<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    if !tables.may_refuse(scratch.now) {
+        return scratch.drop_for(Reason::RefusalLimit);
+    }
+    tables.count(Reason::of(scratch.reason));
+    let answered = match scratch.v6 {
+        0 => icmp::answer::<V4, P>(packet, scratch),
+        _ => icmp::answer::<V6, P>(packet, scratch),
+    };
+    if answered.is_none() {
+        return scratch.drop_for(Reason::Malformed);
+    }
+    packet.set_mark(MARK_DELIVER);
+    scratch.interface = packet.interface();
+    if direction == Direction::ToWire {
+        Step::Enter
+    } else {
+        Step::Redirect
+    }
+}
+
+/// As [`read`], at the XDP hook of an uplink: only flows that leave the node again go on to [`open`]
+/// or [`send`]. All else passes up untouched, and tc's hook finds the flow that was opened for it.
+#[inline(always)]
+pub fn read_frame<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Step {
+    scratch.key.direction = Direction::FromWire as u8;
+    scratch.key.owner = WIRE;
+    if parse(packet, scratch).is_none() {
+        return Step::Pass;
+    }
+    let headers = &scratch.headers;
+    if headers.kind != Kind::Transport || headers.part != Part::Whole {
+        return Step::Pass;
+    }
+    scratch.now = tables.now();
+    let found = conntrack::find(tables, scratch);
+    match found {
+        Some(table) if !conntrack::starts_afresh(tables, scratch, table) => {
+            if scratch.flow.way == Way::Forward as u8
+                && conntrack::advance(tables, scratch, table).is_ok()
+            {
+                Step::Send
+            } else {
+                Step::Pass
+            }
+        }
+        _ if !scratch.headers.opens() => Step::Pass,
+        _ => {
+            if let Some(table) = found {
+                conntrack::forget(tables, scratch, table);
+            }
+            Step::Open
+        }
+    }
+}
+
+/// As [`open`], for [`read_frame`].
+#[inline(always)]
+pub fn open_frame<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Step {
+    let opened = balance::open(packet, tables, scratch, Client::OUTSIDE);
+    if opened == Opened::Yes && scratch.flow.way == Way::Forward as u8 {
+        Step::Send
+    } else {
+        Step::Pass
+    }
+}
+
+/// As [`send`], for [`read_frame`].
+#[inline(always)]
+pub fn send_frame<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Step {
+    match scratch.v6 {
+        0 => send_frame_by::<V4, P, T>(packet, tables, scratch),
+        _ => send_frame_by::<V6, P, T>(packet, tables, scratch),
+    }
+}
+
+#[inline(always)]
+fn send_frame_by<F: Family, P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+) -> Step {
+    if way_out::<F, P>(packet, scratch, Direction::FromWire).is_some()
+        || !scratch.hop.resolved
+        || !can_send(packet, tables, &scratch.hop)
+        || is_unfinished(packet, scratch)
+    {
+        return Step::Pass;
+    }
+    let Scratch {
+        key, flow, headers, ..
+    } = scratch;
+    if nat::translate::<F, P>(packet, headers, &key.tuple, &flow.to).is_none() {
+        return scratch.drop_for(Reason::Malformed);
+    }
+    deliver::<F, P>(packet, scratch, Direction::FromWire)
+}
+
+/// Whether an XDP program can send out of the hop's interface.
+#[inline(always)]
+fn can_send<P: Packet, T: Tables>(packet: &P, tables: &T, hop: &Hop) -> bool {
+    hop.interface == packet.interface()
+        || tables
+            .device(hop.interface)
+            .is_some_and(|device| device.xdp == 1)
+}
+
+/// Whether the transport checksum is one that a device was to complete, which the sum of the
+/// pseudo-header alone tells; XDP cannot have that done (virtual Ethernet links carry such packets).
+#[inline(always)]
+fn is_unfinished<P: Packet>(packet: &P, scratch: &Scratch) -> bool {
+    let Scratch { key, headers, .. } = scratch;
+    let Some(field) = packet.load(headers.checksum()) else {
+        return true;
+    };
+    if headers.protocol == SCTP {
+        return field == [0; 2];
+    }
+    let length = headers.transport_length() as u16;
+    let [high, low] = Sum::default()
+        .with(&key.tuple.source.bytes)
+        .with(&key.tuple.destination.bytes)
+        .with(&length.to_be_bytes())
+        .with(&[0, headers.protocol])
+        .finish();
+    field == [!high, !low]
+}
+
+/// A packet, its tables and its scratch, whose stages are plain calls.
+pub struct Inline<'a, P, T> {
+    pub packet: &'a mut P,
+    pub tables: &'a T,
+    pub scratch: &'a mut Scratch,
+    pub direction: Direction,
+}
+
+impl<P: Packet, T: Tables> Inline<'_, P, T> {
+    /// Takes the packet across.
+    pub fn cross(mut self) -> Verdict {
+        let step = cross(&mut self);
+        verdict(self.tables, self.scratch, step)
+    }
+}
+
+impl<P: Packet, T: Tables> Stages for Inline<'_, P, T> {
+    fn read(&mut self) -> Step {
+        read(self.packet, self.tables, self.scratch, self.direction)
+    }
+
+    fn open(&mut self) -> Step {
+        open(self.packet, self.tables, self.scratch, self.direction)
+    }
+
+    fn send(&mut self) -> Step {
+        send(self.packet, self.tables, self.scratch, self.direction)
+    }
+
+    fn error(&mut self) -> Step {
+        error(self.packet, self.tables, self.scratch, self.direction)
+    }
+
+    fn answer(&mut self) -> Step {
+        answer(self.packet, self.tables, self.scratch, self.direction)
+    }
+}
+
+/// As [`Inline`], at the XDP hook.
+pub struct InlineFrame<'a, P, T> {
+    pub packet: &'a mut P,
+    pub tables: &'a T,
+    pub scratch: &'a mut Scratch,
+}
+
+impl<P: Packet, T: Tables> InlineFrame<'_, P, T> {
+    /// Takes the packet across.
+    pub fn cross(mut self) -> Verdict {
+        let step = cross(&mut self);
+        verdict(self.tables, self.scratch, step)
+    }
+}
+
+impl<P: Packet, T: Tables> Stages for InlineFrame<'_, P, T> {
+    fn read(&mut self) -> Step {
+        read_frame(self.packet, self.tables, self.scratch)
+    }
+
+    fn open(&mut self) -> Step {
+        open_frame(self.packet, self.tables, self.scratch)
+    }
+
+    fn send(&mut self) -> Step {
+        send_frame(self.packet, self.tables, self.scratch)
+    }
+
+    fn error(&mut self) -> Step {
+        Step::Pass
+    }
+
+    fn answer(&mut self) -> Step {
+        Step::Pass
+    }
 }

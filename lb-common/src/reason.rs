@@ -14,14 +14,32 @@ pub enum Reason {
     FlowTableFull = 3,
     /// Dropped: no backend and no client port leaves the reply unambiguous.
     FlowCollision = 4,
-    /// Dropped: a fragment to or from a service, whose ports cannot be told.
+    /// Dropped: a fragment to a service whose first fragment was not seen.
     Fragment = 5,
     /// Dropped: the packet ends before its headers do, or could not be rewritten.
     Malformed = 6,
+    /// Dropped: the traffic policy is `Local`, and no endpoint is.
+    NoLocalEndpoints = 7,
+    /// Dropped: `loadBalancerSourceRanges` do not hold the source.
+    SourceRange = 8,
+    /// Dropped: an address of a ServiceCIDR that no service has.
+    UnallocatedAddress = 9,
+    /// Dropped: no port of the node is free for a flow that it forwards.
+    PortsExhausted = 10,
+    /// Dropped: no route leads to the backend or back to the client.
+    NoRoute = 11,
+    /// Dropped: a packet from outside that claims to be from this node.
+    SpoofedSource = 12,
+    /// Answered with packet too big, or fragmentation needed.
+    TooBig = 13,
+    /// Answered with time exceeded: the packet has been forwarded too often.
+    HopLimit = 14,
+    /// Dropped: a fragmented SCTP packet whose ports would have to change.
+    FragmentedSctp = 15,
 }
 
 impl Reason {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 16] = [
         Self::NoEndpoints,
         Self::UndefinedPort,
         Self::RefusalLimit,
@@ -29,7 +47,26 @@ impl Reason {
         Self::FlowCollision,
         Self::Fragment,
         Self::Malformed,
+        Self::NoLocalEndpoints,
+        Self::SourceRange,
+        Self::UnallocatedAddress,
+        Self::PortsExhausted,
+        Self::NoRoute,
+        Self::SpoofedSource,
+        Self::TooBig,
+        Self::HopLimit,
+        Self::FragmentedSctp,
     ];
+
+    /// The reason with this number; any other number is a malformed packet.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        if (number as usize) < Self::ALL.len() {
+            Self::ALL[number as usize]
+        } else {
+            Self::Malformed
+        }
+    }
 
     /// The name that dumps and metrics carry.
     pub const fn name(self) -> &'static str {
@@ -41,6 +78,15 @@ impl Reason {
             Self::FlowCollision => "flow-collision",
             Self::Fragment => "fragment",
             Self::Malformed => "malformed",
+            Self::NoLocalEndpoints => "no-local-endpoints",
+            Self::SourceRange => "source-range",
+            Self::UnallocatedAddress => "unallocated-address",
+            Self::PortsExhausted => "ports-exhausted",
+            Self::NoRoute => "no-route",
+            Self::SpoofedSource => "spoofed-source",
+            Self::TooBig => "too-big",
+            Self::HopLimit => "hop-limit",
+            Self::FragmentedSctp => "fragmented-sctp",
         }
     }
 }

@@ -1,6 +1,17 @@
 //! Room to work in.
 
-use crate::flow::{Flow, FlowKey, Tuple};
+use crate::{
+    address::UNSPECIFIED,
+    flow::{Flow, FlowKey, Tuple},
+    fragment::{FragmentKey, Ports},
+    headers::Headers,
+    icmp::Answer,
+    packet::Hop,
+    pipeline::Step,
+    reason::Reason,
+    service::{AffinityKey, Backend, NO_SERVICE},
+    tables::Tables,
+};
 
 /// What the packet path works on, beside its stack of 512 bytes: one per CPU in the kernel.
 ///
@@ -15,8 +26,25 @@ pub struct Scratch {
     /// Its twin.
     pub twin_key: FlowKey,
     pub twin: Flow,
-    /// Source and destination of an ICMP error itself.
+    /// Source and destination of an ICMP error itself, or of a reply to be.
     pub outer: Tuple,
+    /// What a fragment is found by.
+    pub fragment: FragmentKey,
+    /// The header of the extent that a backend is chosen from, and the backend.
+    pub header: Backend,
+    pub backend: Backend,
+    pub session: AffinityKey,
+    /// When the packet came: CLOCK_MONOTONIC in nanoseconds.
+    pub now: u64,
+    pub headers: Headers,
+    pub answer: Answer,
+    pub hop: Hop,
+    /// Index of the interface that the packet leaves by.
+    pub interface: u32,
+    /// A [`Reason`].
+    pub reason: u32,
+    /// 1 where the packet is IPv6.
+    pub v6: u32,
 }
 
 impl Scratch {
@@ -27,7 +55,74 @@ impl Scratch {
             twin_key: FlowKey::NONE,
             twin: Flow::NONE,
             outer: Tuple::NONE,
+            fragment: FragmentKey::NONE,
+            header: Backend::FREE,
+            backend: Backend::FREE,
+            session: AffinityKey {
+                client: UNSPECIFIED,
+                service: NO_SERVICE,
+            },
+            now: 0,
+            headers: Headers::NONE,
+            answer: Answer::NONE,
+            hop: Hop::NOWHERE,
+            interface: 0,
+            reason: 0,
+            v6: 0,
         }
+    }
+
+    /// The packet is dropped.
+    #[inline(always)]
+    pub fn drop_for(&mut self, reason: Reason) -> Step {
+        self.reason = reason as u32;
+        Step::Drop
+    }
+
+    /// The packet is answered.
+    #[inline(always)]
+    pub fn answer_with(&mut self, reason: Reason, answer: Answer) -> Step {
+        self.reason = reason as u32;
+        self.answer = answer;
+        Step::Answer
+    }
+
+    /// Remembers the ports of a first fragment.
+    #[inline(always)]
+    pub fn remember_fragment<T: Tables>(&mut self, tables: &T) {
+        self.name_fragment();
+        let Self { key, fragment, .. } = self;
+        let ports = Ports {
+            source: key.tuple.source_port,
+            destination: key.tuple.destination_port,
+        };
+        tables.set_fragment(fragment, &ports);
+    }
+
+    /// Gives a later fragment the ports of its first; `None` where that was not seen.
+    #[inline(always)]
+    pub fn recall_fragment<T: Tables>(&mut self, tables: &T) -> Option<()> {
+        self.name_fragment();
+        let ports = tables.fragment(&self.fragment)?;
+        self.key.tuple.source_port = ports.source;
+        self.key.tuple.destination_port = ports.destination;
+        Some(())
+    }
+
+    #[inline(always)]
+    fn name_fragment(&mut self) {
+        let Self {
+            key,
+            fragment,
+            headers,
+            ..
+        } = self;
+        fragment.source = key.tuple.source;
+        fragment.destination = key.tuple.destination;
+        fragment.identification = headers.identification;
+        fragment.owner = key.owner;
+        fragment.protocol = key.protocol;
+        fragment.direction = key.direction;
     }
 
     /// Fills in the twin of `flow`.
@@ -38,7 +133,7 @@ impl Scratch {
             flow,
             twin_key,
             twin,
-            outer: _,
+            ..
         } = self;
         twin_key.tuple.reverse(&flow.to);
         twin_key.owner = key.owner;

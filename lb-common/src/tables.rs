@@ -2,10 +2,11 @@
 
 use crate::{
     address::Address,
-    endpoint::Endpoint,
+    endpoint::{Device, Endpoint},
     flow::{Flow, FlowKey},
+    fragment::{FragmentKey, Ports},
     reason::Reason,
-    service::{Backend, Extent, FrontendKey, Target},
+    service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
 };
 
 /// Where a flow is kept.
@@ -47,6 +48,17 @@ pub trait Tables {
     /// `LIVE[id]`; 0 where there is no such id.
     fn generation(&self, id: u32) -> u32;
     fn endpoint(&self, address: &Address) -> Option<Endpoint>;
+    /// An interface that leads out of the node.
+    fn device(&self, interface: u32) -> Option<Device>;
+    /// Whether the source range set of the key holds its address.
+    fn in_range(&self, key: &RangeKey) -> bool;
+    /// `CIDRS[place]`.
+    fn cidr(&self, place: u32) -> Option<Cidr>;
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+    /// The ports of a fragmented packet.
+    fn fragment(&self, key: &FragmentKey) -> Option<Ports>;
+    fn set_fragment(&self, key: &FragmentKey, ports: &Ports);
 
     /// Looks at a flow where it stands.
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R>;

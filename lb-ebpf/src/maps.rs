@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "values are copied out of kernel memory")]
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::btf_map,
 };
@@ -93,8 +93,23 @@ static REFUSALS: Array<u64, 1> = Array::new();
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
+/// A question about routes.
+#[btf_map]
+static QUERY: PerCpuArray<[u64; 8], 1> = PerCpuArray::new();
+
+/// This CPU's question about routes.
+#[inline(always)]
+pub fn query() -> Option<&'static mut bpf_fib_lookup> {
+    const { assert!(size_of::<bpf_fib_lookup>() == 64) };
+    // SAFETY: nobody else has this CPU's value, as for `scratch`; it is large enough, aligned, and
+    // any bytes are a value.
+    QUERY
+        .get_ptr_mut(0)
+        .map(|query| unsafe { &mut *query.cast() })
+}
+
 /// This CPU's room to work in. No program of ours runs while another one of ours does on the same
-/// CPU: both tc hooks run with bottom halves disabled, and a redirect happens after its program.
+/// CPU: XDP and tc hooks run with bottom halves disabled, and a redirect happens after its program.
 #[inline(always)]
 pub fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: nobody else has this CPU's value, as said above.
@@ -150,6 +165,47 @@ impl Tables for KernelTables {
     fn endpoint(&self, address: &Address) -> Option<Endpoint> {
         // SAFETY: copied at once.
         unsafe { ENDPOINTS.get(EndpointKey { address: *address }) }.copied()
+    }
+
+    #[inline(always)]
+    fn device(&self, index: u32) -> Option<Device> {
+        // SAFETY: copied at once.
+        unsafe { DEVICES.get(DeviceKey { index }) }.copied()
+    }
+
+    #[inline(always)]
+    fn in_range(&self, key: &RangeKey) -> bool {
+        let bits = 8 * size_of::<RangeKey>() as u32;
+        SOURCE_RANGES.get(&Key::new(bits, *key)).is_some()
+    }
+
+    #[inline(always)]
+    fn cidr(&self, place: u32) -> Option<Cidr> {
+        CIDRS.get(place).copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: copied at once.
+        unsafe { AFFINITY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        // Where there is no room, the next connection chooses afresh.
+        let _ = AFFINITY.insert(key, affinity, 0);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
+        // SAFETY: copied at once.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, ports: &Ports) {
+        // Where there is no room, the rest of the packet is lost, as fragments are.
+        let _ = FRAGMENTS.insert(key, ports, 0);
     }
 
     #[inline(always)]

@@ -7,23 +7,27 @@ use aya_ebpf::{
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
-    helpers::bpf_skb_change_tail,
+    helpers::{bpf_skb_change_head, bpf_skb_change_tail},
     programs::TcContext,
 };
 use lb_common::{
     address::Address,
     checksum::Difference,
-    packet::{Packet, Scope},
+    flow::Tuple,
+    packet::{ETHERNET, Hop, Packet, Route, Scope},
 };
+
+use crate::lookup;
 
 /// Headers are read from the first bytes only; they are made contiguous once, where they are not.
 const LINEAR: usize = 256;
 
-pub struct Skb {
+/// A socket buffer whose IP header stands at `NETWORK`.
+pub struct Skb<const NETWORK: usize> {
     context: TcContext,
 }
 
-impl Skb {
+impl<const NETWORK: usize> Skb<NETWORK> {
     #[inline(always)]
     pub fn new(context: TcContext) -> Self {
         let linear = context.data_end() - context.data();
@@ -34,77 +38,110 @@ impl Skb {
         Self { context }
     }
 
-    #[inline(always)]
-    pub const fn context(&self) -> &TcContext {
-        &self.context
-    }
-
     /// Where `N` bytes at `offset` stand, if they do.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
-        // Of "start < end", which one byte comes down to, the verifier concludes nothing.
-        const { assert!(N > 1) };
-        // A bound that the verifier can see before it sees the pointer.
-        if offset > MAX_OFFSET {
-            return None;
+        at(self.context.data(), self.context.data_end(), offset)
+    }
+}
+
+/// Where `N` bytes at `offset` of a packet stand, if they do.
+#[inline(always)]
+pub fn at<const N: usize>(data: usize, data_end: usize, offset: usize) -> Option<*mut [u8; N]> {
+    // Of "start < end", which one byte comes down to, the verifier concludes nothing.
+    const { assert!(N > 1) };
+    // A bound that the verifier can see before it sees the pointer.
+    if offset > MAX_OFFSET {
+        return None;
+    }
+    let start = data + offset;
+    if start + N > data_end {
+        return None;
+    }
+    Some(start as *mut [u8; N])
+}
+
+/// Copies bytes out of a packet.
+///
+/// # Safety
+///
+/// `place` is what [`at`] returned, and the packet has not changed its place since.
+//
+// IP headers stand at no multiple of four, yet they are read and written by the word. The machine
+// that eBPF describes does that at any packet address; Rust on it has no other way that does not
+// come down to single bytes.
+#[inline(always)]
+pub unsafe fn read<const N: usize>(place: *mut [u8; N]) -> [u8; N] {
+    let mut bytes = [0; N];
+    if N.is_multiple_of(4) {
+        for (word, bytes) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
+            // SAFETY: `at` has compared both ends with the packet's.
+            *bytes = unsafe { *place.cast::<u32>().add(word) }.to_ne_bytes();
         }
-        let start = self.context.data() + offset;
-        if start + N > self.context.data_end() {
-            return None;
+    } else {
+        // SAFETY: as above.
+        bytes = unsafe { *place };
+    }
+    bytes
+}
+
+/// Copies bytes into a packet.
+///
+/// # Safety
+///
+/// As for [`read`].
+#[inline(always)]
+pub unsafe fn write<const N: usize>(place: *mut [u8; N], bytes: &[u8; N]) {
+    if N.is_multiple_of(4) {
+        for (word, bytes) in bytes.as_chunks().0.iter().enumerate() {
+            // SAFETY: `at` has compared both ends with the packet's.
+            unsafe { *place.cast::<u32>().add(word) = u32::from_ne_bytes(*bytes) };
         }
-        Some(start as *mut [u8; N])
+    } else {
+        // SAFETY: as above.
+        unsafe { *place = *bytes };
     }
 }
 
 /// No header stands further in; lists of flow keys may.
 const MAX_OFFSET: usize = 4095;
 
-// UNALIGNED: IP headers stand at no multiple of four, yet they are read and written by the word. The
-// machine that eBPF describes does that at any packet address; Rust on it has no other way that
-// does not come down to single bytes.
-impl Packet for Skb {
+impl<const NETWORK: usize> Packet for Skb<NETWORK> {
+    const NETWORK: usize = NETWORK;
+
+    #[inline(always)]
+    fn ethertype(&self) -> Option<[u8; 2]> {
+        // SAFETY: the context is the one the kernel passed in.
+        let protocol = unsafe { (*self.context.skb.skb).protocol };
+        Some((protocol as u16).to_ne_bytes())
+    }
+
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let place = self.at::<N>(offset)?;
-        let mut bytes = [0; N];
-        if N.is_multiple_of(4) {
-            for (word, bytes) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
-                // SAFETY: `at` has compared both ends with the packet's; see `UNALIGNED`.
-                *bytes = unsafe { *place.cast::<u32>().add(word) }.to_ne_bytes();
-            }
-        } else {
-            // SAFETY: as above.
-            bytes = unsafe { *place };
-        }
-        Some(bytes)
+        // SAFETY: the packet has not changed its place.
+        Some(unsafe { read(place) })
     }
 
     #[inline(always)]
     fn load_v6_address(&self, offset: usize) -> Option<Address> {
         let place = self.at::<16>(offset)?;
-        // SAFETY: `at` has compared both ends with the packet's; see `UNALIGNED`.
+        // SAFETY: the packet has not changed its place; alignment is no matter, as in `read`.
         Some(unsafe { *place.cast::<Address>() })
     }
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
         let place = self.at::<N>(offset)?;
-        if N.is_multiple_of(4) {
-            for (word, bytes) in bytes.as_chunks().0.iter().enumerate() {
-                // SAFETY: `at` has compared both ends with the packet's; see `UNALIGNED`.
-                unsafe { *place.cast::<u32>().add(word) = u32::from_ne_bytes(*bytes) };
-            }
-        } else {
-            // SAFETY: as above.
-            unsafe { *place = *bytes };
-        }
+        // SAFETY: the packet has not changed its place.
+        unsafe { write(place, bytes) };
         Some(())
     }
 
     #[inline(always)]
-    fn store_v6_address(&mut self, offset: usize, address: &Address) -> Option<()> {
+    fn store_summed<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
         self.context
-            .store(offset, address, u64::from(BPF_F_RECOMPUTE_CSUM))
+            .store(offset, bytes, u64::from(BPF_F_RECOMPUTE_CSUM))
             .ok()
     }
 
@@ -138,6 +175,17 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn length(&self) -> u32 {
+        self.context.len()
+    }
+
+    #[inline(always)]
+    fn is_several(&self) -> bool {
+        // SAFETY: the context is the one the kernel passed in.
+        unsafe { (*self.context.skb.skb).gso_size != 0 }
+    }
+
+    #[inline(always)]
     fn interface(&self) -> u32 {
         // SAFETY: the context is the one the kernel passed in.
         unsafe { (*self.context.skb.skb).ifindex }
@@ -158,5 +206,42 @@ impl Packet for Skb {
     #[inline(always)]
     fn set_mark(&mut self, mark: u32) {
         self.context.set_mark(mark);
+    }
+
+    #[inline(always)]
+    fn hint(&self) -> u32 {
+        // SAFETY: the context is the one the kernel passed in.
+        unsafe { (*self.context.skb.skb).priority }
+    }
+
+    #[inline(always)]
+    fn set_hint(&mut self, hint: u32) {
+        // SAFETY: the context is the one the kernel passed in.
+        unsafe { (*self.context.skb.skb).priority = hint };
+    }
+
+    #[inline(always)]
+    fn route(&mut self, to: &Tuple, protocol: u8, length: u32) -> Route {
+        lookup::route(&self.context, self.interface(), to, protocol, length)
+    }
+
+    #[inline(always)]
+    fn address_to(&mut self, hop: &Hop) -> Option<()> {
+        if NETWORK == 0 {
+            let ethertype = self.ethertype()?;
+            // SAFETY: the context is the one the kernel passed in.
+            let failed = unsafe { bpf_skb_change_head(self.context.skb.skb, ETHERNET as u32, 0) };
+            if failed != 0 {
+                return None;
+            }
+            self.store(ETHERNET - 2, &ethertype)?;
+        }
+        self.store(0, &hop.destination)?;
+        self.store(6, &hop.source)
+    }
+
+    #[inline(always)]
+    fn awaited(&mut self, tuple: &Tuple, protocol: u8) -> bool {
+        lookup::awaited(&self.context, tuple, protocol)
     }
 }

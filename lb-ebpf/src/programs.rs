@@ -5,53 +5,105 @@
 )]
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::bpf_redirect,
-    macros::classifier,
-    programs::TcContext,
+    bindings::{
+        BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    },
+    helpers::{bpf_redirect, bpf_redirect_neigh},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
 use lb_common::{
     expiry,
-    packet::Verdict,
-    pipeline::{from_pod, to_pod},
-    scratch::Scratch,
+    flow::Direction,
+    packet::{ETHERNET, Verdict},
+    pipeline::{Stages, cross, verdict},
 };
 
 use crate::{
     maps::{KernelTables, scratch},
     packet::Skb,
+    stages::{Ethernet, Ip, Xdp},
 };
 
 /// tc ingress of a pod's host-side interface: what the pod sends.
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
-    run(ctx, from_pod)
+    with_ethernet(ctx, Direction::FromPod)
 }
 
 /// tc egress of a pod's host-side interface: what the pod receives.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    run(ctx, to_pod)
+    with_ethernet(ctx, Direction::ToPod)
+}
+
+/// tc ingress of an uplink or a tunnel: what reaches the node.
+#[classifier]
+pub fn node_ingress(ctx: TcContext) -> i32 {
+    with_ethernet(ctx, Direction::FromWire)
+}
+
+/// tc egress of an uplink or a tunnel: what leaves the node.
+#[classifier]
+pub fn node_egress(ctx: TcContext) -> i32 {
+    with_ethernet(ctx, Direction::ToWire)
+}
+
+/// [`node_ingress`] where packets have no Ethernet header.
+#[classifier]
+pub fn node_ingress_l3(ctx: TcContext) -> i32 {
+    without_ethernet(ctx, Direction::FromWire)
+}
+
+/// [`node_egress`] where packets have no Ethernet header.
+#[classifier]
+pub fn node_egress_l3(ctx: TcContext) -> i32 {
+    without_ethernet(ctx, Direction::ToWire)
+}
+
+/// XDP hook of an uplink: what reaches the node, and leaves it again at once.
+#[xdp]
+pub fn node_xdp(ctx: XdpContext) -> u32 {
+    match run(&mut Xdp { context: ctx.ctx }) {
+        Verdict::Redirect(out) if out == ctx.ingress_ifindex() as u32 => XDP_TX,
+        // SAFETY: a helper call without pointers.
+        Verdict::Redirect(out) => unsafe { bpf_redirect(out, 0) as u32 },
+        Verdict::Pass | Verdict::Neighbour(_) | Verdict::Enter(_) => XDP_PASS,
+        Verdict::Drop(_) => XDP_DROP,
+    }
 }
 
 /// Never attached: userspace runs it over a list of flow keys.
 #[classifier]
 pub fn expire(ctx: TcContext) -> i32 {
     if let Some(scratch) = scratch() {
-        expiry::expire(&Skb::new(ctx), &KernelTables, scratch);
+        expiry::expire(&Skb::<ETHERNET>::new(ctx), &KernelTables, scratch);
     }
     TC_ACT_OK
 }
 
 #[inline(always)]
-fn run(ctx: TcContext, path: fn(&mut Skb, &KernelTables, &mut Scratch) -> Verdict) -> i32 {
-    let Some(scratch) = scratch() else {
-        return TC_ACT_UNSPEC;
-    };
-    let mut packet = Skb::new(ctx);
-    let verdict = path(&mut packet, &KernelTables, scratch);
-    act(packet.context(), verdict)
+fn with_ethernet(ctx: TcContext, direction: Direction) -> i32 {
+    let context = ctx.skb.skb;
+    act(&ctx, run(&mut Ethernet { context, direction }))
+}
+
+#[inline(always)]
+fn without_ethernet(ctx: TcContext, direction: Direction) -> i32 {
+    let context = ctx.skb.skb;
+    act(&ctx, run(&mut Ip { context, direction }))
+}
+
+/// Takes a packet through its stages.
+#[inline(always)]
+fn run(stages: &mut impl Stages) -> Verdict {
+    let step = cross(stages);
+    match scratch() {
+        Some(scratch) => verdict(&KernelTables, scratch, step),
+        None => Verdict::Pass,
+    }
 }
 
 #[inline(always)]
@@ -61,6 +113,14 @@ fn act(ctx: &TcContext, verdict: Verdict) -> i32 {
         Verdict::Pass => TC_ACT_UNSPEC,
         // SAFETY: a helper call without pointers.
         Verdict::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as i32 },
+        // SAFETY: as above.
+        Verdict::Enter(interface) => unsafe {
+            bpf_redirect(interface, u64::from(BPF_F_INGRESS)) as i32
+        },
+        // SAFETY: without parameters the kernel looks for the neighbour itself.
+        Verdict::Neighbour(interface) => unsafe {
+            bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32
+        },
         Verdict::Drop(reason) => {
             debug!(ctx, "dropped for reason {}", reason as u32);
             TC_ACT_SHOT

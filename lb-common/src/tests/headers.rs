@@ -30,7 +30,7 @@ fn ports_and_flags_are_found() {
     for cast in casts() {
         let (headers, tuple) = parse(&wire::tcp(cast.client, cast.service, SYN)).expect("headers");
         assert_eq!(
-            (headers.kind, headers.protocol, headers.tcp_flags),
+            (headers.kind, headers.protocol, headers.flags),
             (Kind::Transport, TCP, SYN)
         );
         assert!(headers.opens());
@@ -48,7 +48,7 @@ fn options_are_skipped() {
     for words in 0..=10 {
         let bytes = wire::with_options(&wire::udp(cast.client, cast.service, b"?"), words);
         let (headers, tuple) = parse(&bytes).expect("headers");
-        assert_eq!(headers.transport, ETHERNET + 20 + words * 4);
+        assert_eq!(headers.transport(), ETHERNET + 20 + words * 4);
         assert_eq!(tuple.destination_port, 80, "{words} words of options");
     }
 }
@@ -81,7 +81,7 @@ fn an_authentication_header_counts_in_words() {
     bytes[20] = 51;
     let (headers, tuple) = parse(&bytes).expect("headers");
     assert_eq!(
-        (headers.transport, tuple.destination_port),
+        (headers.transport(), tuple.destination_port),
         (ETHERNET + 40 + 24, 80)
     );
 }
@@ -130,7 +130,7 @@ proptest! {
         let whole = wire::tcp(cast.client, cast.service, SYN);
         let cut = cut.min(whole.len());
         if let Some((headers, tuple)) = parse(&whole[..cut]) {
-            prop_assert!(headers.transport + 14 <= cut);
+            prop_assert!(headers.transport() + 14 <= cut);
             prop_assert_eq!(tuple.destination_port, 80);
         }
     }

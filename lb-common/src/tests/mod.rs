@@ -15,8 +15,8 @@ use crate::{
     endpoint::{Endpoint, EndpointKey},
     flow::Direction,
     memory::{Frame, MemoryTables},
-    packet::{MARK_REDIRECTED, Verdict},
-    pipeline::{from_pod, to_pod},
+    packet::{MARK_FROM_POD, Verdict},
+    pipeline::Inline,
     scratch::Scratch,
     service::{Backend, Extent, FrontendKey, FrontendKind, Target},
     tables::Tables,
@@ -129,13 +129,15 @@ impl Node {
             interface,
             arrived_by: CLIENT,
             mark,
+            ..Frame::default()
         };
-        let scratch = &mut Scratch::new();
-        let verdict = match direction {
-            Direction::FromPod => from_pod(&mut frame, tables, scratch),
-            Direction::ToPod => to_pod(&mut frame, tables, scratch),
-            Direction::FromWire | Direction::ToWire => unreachable!("not a pod's"),
+        let across = Inline {
+            packet: &mut frame,
+            tables,
+            scratch: &mut Scratch::new(),
+            direction,
         };
+        let verdict = across.cross();
         if matches!(verdict, Verdict::Pass | Verdict::Redirect(_)) {
             wire::check(&frame.bytes);
         }
@@ -159,7 +161,7 @@ impl Node {
             interface,
             Direction::ToPod,
             bytes,
-            MARK_REDIRECTED,
+            MARK_FROM_POD,
         )
     }
 }

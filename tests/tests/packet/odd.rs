@@ -112,8 +112,7 @@ fn frame(bytes: &[u8]) -> Frame {
     Frame {
         bytes: bytes.to_vec(),
         interface: CLIENT,
-        arrived_by: 0,
-        mark: 0,
+        ..Frame::default()
     }
 }
 

@@ -9,7 +9,7 @@ use lb_common::{
     flow::{Direction, Flow, FlowKey},
     memory::{Frame, MemoryTables},
     packet::{ETHERNET, Verdict},
-    pipeline::{from_pod, to_pod},
+    pipeline::Inline,
     reason::Reason,
     scratch::Scratch,
     service::{Backend, Extent, FrontendKey, FrontendKind, Target},
@@ -161,6 +161,7 @@ impl<'a> Pair<'a> {
             interface,
             arrived_by,
             mark: redirected.mark,
+            ..Frame::default()
         };
         self.check(Direction::ToPod, frame)
     }
@@ -182,16 +183,19 @@ impl<'a> Pair<'a> {
         self.memory.now.set(now());
 
         let input = frame.clone();
-        let scratch = &mut Scratch::new();
-        let verdict = match direction {
-            Direction::FromPod => from_pod(&mut frame, &self.memory, scratch),
-            Direction::ToPod => to_pod(&mut frame, &self.memory, scratch),
-            Direction::FromWire | Direction::ToWire => unreachable!("not a pod's"),
+        let across = Inline {
+            packet: &mut frame,
+            tables: &self.memory,
+            scratch: &mut Scratch::new(),
+            direction,
         };
+        let verdict = across.cross();
         let mut expected = Outcome {
             action: match verdict {
                 Verdict::Pass => Action::Pass,
-                Verdict::Redirect(_) => Action::Redirect,
+                Verdict::Redirect(_) | Verdict::Neighbour(_) | Verdict::Enter(_) => {
+                    Action::Redirect
+                }
                 Verdict::Drop(_) => Action::Drop,
             },
             bytes: frame.bytes,
@@ -273,8 +277,7 @@ fn frame(interface: u32, bytes: &[u8]) -> Frame {
     Frame {
         bytes: bytes.to_vec(),
         interface,
-        arrived_by: 0,
-        mark: 0,
+        ..Frame::default()
     }
 }
 

@@ -5,7 +5,7 @@ use lb_common::{
     flow::Direction,
     headers::{ACK, SYN, TCP, UDP},
     memory::Frame,
-    packet::MARK_REDIRECTED,
+    packet::MARK_FROM_POD,
 };
 
 use crate::{
@@ -34,8 +34,8 @@ fn broken(pair: &mut Pair, cast: &Cast) {
         let mut frame = Frame {
             bytes: good.clone(),
             interface: CLIENT,
-            arrived_by: 0,
-            mark: if rng.u8(..8) == 0 { MARK_REDIRECTED } else { 0 },
+            mark: if rng.u8(..8) == 0 { MARK_FROM_POD } else { 0 },
+            ..Frame::default()
         };
         damage(&mut frame.bytes, &mut rng);
         seen[pair.cross(*direction, frame).action as usize] += 1;

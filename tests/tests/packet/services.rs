@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_common::{
     address::{HAIRPIN_V4, HAIRPIN_V6, to_ip},
     headers::{ACK, FIN, RST, SYN, TCP, UDP},
-    packet::{MARK_DELIVER, MARK_REDIRECTED},
+    packet::{MARK_DELIVER, MARK_FROM_POD},
     tables::FlowTable,
 };
 
@@ -118,10 +118,7 @@ fn local_backend(pair: &mut Pair, cast: &Cast) {
     pair.service(cast.service, TCP, &[cast.one]);
 
     let sent = pair.from(CLIENT, &tcp(cast.client, cast.service, SYN));
-    assert_eq!(
-        (sent.action, sent.mark),
-        (Action::Redirect, MARK_REDIRECTED)
-    );
+    assert_eq!((sent.action, sent.mark), (Action::Redirect, MARK_FROM_POD));
     assert_eq!(read(&sent.bytes), seen(cast.client, cast.one));
     assert_eq!(sent.bytes[..6], mac(SERVER));
     let received = pair.follow(CLIENT, SERVER, &sent);
@@ -139,7 +136,7 @@ fn local_backend(pair: &mut Pair, cast: &Cast) {
     let reply = pair.from(SERVER, &tcp(cast.one, cast.client, SYN | ACK));
     assert_eq!(
         (reply.action, reply.mark),
-        (Action::Redirect, MARK_REDIRECTED)
+        (Action::Redirect, MARK_FROM_POD)
     );
     assert_eq!(reply.bytes[..6], mac(CLIENT));
     let undone = pair.follow(SERVER, CLIENT, &reply);

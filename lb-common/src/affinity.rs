@@ -1,0 +1,90 @@
+//! Session affinity: a client keeps its backend, whichever of the service's frontends it dials.
+
+use crate::{
+    address::Address,
+    scratch::Scratch,
+    service::{Affinity, MAX_BACKENDS, Window},
+    tables::Tables,
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Looks that find any row of a group: it halves with each.
+const LOOKS: u32 = MAX_BACKENDS.ilog2() + 1;
+
+/// The row, counted as in [`Window`], of the backend that the client had, as long as its time is not
+/// over and the backend is in the list. `first` is the row of the extent's header.
+#[inline(never)]
+pub fn recall<T: Tables>(tables: &T, scratch: &Scratch, first: u32, list: Window) -> Option<u32> {
+    let Scratch {
+        header,
+        session,
+        now,
+        ..
+    } = scratch;
+    let had = tables.affinity(session)?;
+    if now.saturating_sub(had.last_opened) > u64::from(header.affinity) * SECOND {
+        return None;
+    }
+    // Each of the three groups is in order of address and port; a list is two of them.
+    let middle = if list.first == 0 {
+        header.only_local.min(list.count)
+    } else {
+        header.local
+    };
+    let end = list.first + list.count;
+    search(tables, first, (list.first, middle), &had)
+        .or_else(|| search(tables, first, (middle, end), &had))
+}
+
+/// Notes where the client's new connection goes.
+#[inline(never)]
+pub fn remember<T: Tables>(tables: &T, scratch: &Scratch) {
+    let Scratch {
+        backend,
+        session,
+        now,
+        ..
+    } = scratch;
+    let affinity = Affinity::new(backend.address, backend.port, *now);
+    tables.set_affinity(session, &affinity);
+}
+
+/// Finds a backend among rows that are in order.
+#[inline(never)]
+fn search<T: Tables>(
+    tables: &T,
+    first: u32,
+    (mut low, mut high): (u32, u32),
+    had: &Affinity,
+) -> Option<u32> {
+    let wanted = rank(&had.address, had.port);
+    for _ in 0..LOOKS {
+        if low >= high {
+            return None;
+        }
+        let middle = low + (high - low) / 2;
+        let row = tables.backend(first + 1 + middle)?;
+        let found = rank(&row.address, row.port);
+        if found == wanted {
+            return Some(middle);
+        }
+        if found < wanted {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    None
+}
+
+/// What rows are ordered by: address and port, in numbers that compare as they do.
+#[inline(always)]
+fn rank(address: &Address, port: u16) -> (u64, u64, u16) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address.bytes;
+    (
+        u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_be_bytes([i, j, k, l, m, n, o, p]),
+        port,
+    )
+}
