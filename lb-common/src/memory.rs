@@ -20,7 +20,7 @@ use crate::{
 
 /// A packet of bytes, whose IP header stands at `NETWORK`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Frame<const NETWORK: usize = ETHERNET> {
+pub struct FrameAt<const NETWORK: usize> {
     pub bytes: Vec<u8>,
     pub interface: u32,
     pub arrived_by: u32,
@@ -32,7 +32,10 @@ pub struct Frame<const NETWORK: usize = ETHERNET> {
     pub awaited: BTreeSet<Tuple>,
 }
 
-impl<const NETWORK: usize> Packet for Frame<NETWORK> {
+/// A packet with an Ethernet header.
+pub type Frame = FrameAt<ETHERNET>;
+
+impl<const NETWORK: usize> Packet for FrameAt<NETWORK> {
     const NETWORK: usize = NETWORK;
 
     fn ethertype(&self) -> Option<[u8; 2]> {

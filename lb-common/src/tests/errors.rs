@@ -3,7 +3,7 @@
 use super::{CLIENT, Cast, Node, SERVER, casts, wire};
 use crate::{
     headers::{SYN, TCP, UDP},
-    packet::{MARK_REDIRECTED, Verdict},
+    packet::{MARK_FROM_POD, Verdict},
 };
 
 const TIME_EXCEEDED: [[u8; 2]; 2] = [[11, 0], [3, 0]];
@@ -66,7 +66,7 @@ fn a_backends_error_comes_from_the_service() {
         let (verdict, error) = node.from(SERVER, &error);
         assert_eq!(
             (verdict, error.mark),
-            (Verdict::Redirect(CLIENT), MARK_REDIRECTED)
+            (Verdict::Redirect(CLIENT), MARK_FROM_POD)
         );
         let (verdict, error) = node.redirected_to(CLIENT, &error.bytes);
         assert_eq!(verdict, Verdict::Pass);

@@ -6,7 +6,7 @@ use super::{casts, wire};
 use crate::{
     address::from_ip,
     flow::Tuple,
-    headers::{Family, Headers, Kind, MAX_EXTENSIONS, SYN, TCP, UDP, V4, V6},
+    headers::{Family, Headers, Kind, MAX_EXTENSIONS, Part, SYN, TCP, UDP, V4, V6},
     memory::Frame,
     packet::ETHERNET,
 };
@@ -90,27 +90,30 @@ fn an_authentication_header_counts_in_words() {
 fn fragments_are_recognised() {
     let [v4, v6] = casts();
     let mut bytes = wire::udp(v4.client, v4.service, b"?");
-    for (flags, fragment) in [
-        (0x2000u16, true),
-        (0x0001, true),
-        (0x1fff, true),
-        (0x4000, false),
+    for (flags, part) in [
+        (0x2000u16, Part::First),
+        (0x0001, Part::Later),
+        (0x2001, Part::Later),
+        (0x1fff, Part::Later),
+        (0x4000, Part::Whole),
     ] {
         bytes[20..22].copy_from_slice(&flags.to_be_bytes());
         let (headers, _) = parse(&bytes).expect("headers");
-        assert_eq!(headers.kind == Kind::Fragment, fragment, "{flags:#x}");
+        assert_eq!(headers.part, part, "{flags:#x}");
+        assert_eq!(headers.kind == Kind::Fragment, part == Part::Later);
     }
     let plain = wire::with_extensions(&wire::udp(v6.client, v6.service, b"?"), &[44]);
-    for (field, fragment) in [
-        (0x0001u16, true),
-        (0x0008, true),
-        (0xfff8, true),
-        (0, false),
+    for (field, part) in [
+        (0x0001u16, Part::First),
+        (0x0008, Part::Later),
+        (0xfff8, Part::Later),
+        (0, Part::Whole),
     ] {
         let mut bytes = plain.clone();
         bytes[56..58].copy_from_slice(&field.to_be_bytes());
         let (headers, _) = parse(&bytes).expect("headers");
-        assert_eq!(headers.kind == Kind::Fragment, fragment, "{field:#x}");
+        assert_eq!(headers.part, part, "{field:#x}");
+        assert_eq!(headers.kind == Kind::Fragment, part == Part::Later);
     }
 }
 

@@ -5,12 +5,13 @@ use std::cell::{Cell, RefCell};
 use super::{CLIENT, Cast, Node, casts, wire};
 use crate::{
     address::Address,
-    endpoint::Endpoint,
+    endpoint::{Device, Endpoint},
     flow::{Direction, Flow, FlowKey},
+    fragment::{FragmentKey, Ports},
     headers::{SYN, TCP, UDP},
     memory::MemoryTables,
     reason::Reason,
-    service::{Backend, Extent, FrontendKey, Target},
+    service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
     tables::{FlowTable, NotInserted, Note, Tables},
 };
 
@@ -56,6 +57,27 @@ impl Tables for Raced<'_> {
     }
     fn endpoint(&self, address: &Address) -> Option<Endpoint> {
         self.tables.endpoint(address)
+    }
+    fn device(&self, interface: u32) -> Option<Device> {
+        self.tables.device(interface)
+    }
+    fn in_range(&self, key: &RangeKey) -> bool {
+        self.tables.in_range(key)
+    }
+    fn cidr(&self, place: u32) -> Option<Cidr> {
+        self.tables.cidr(place)
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.tables.affinity(key)
+    }
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.tables.set_affinity(key, affinity);
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
+        self.tables.fragment(key)
+    }
+    fn set_fragment(&self, key: &FragmentKey, ports: &Ports) {
+        self.tables.set_fragment(key, ports);
     }
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
         self.tables.look(table, key, at)

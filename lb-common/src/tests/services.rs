@@ -7,7 +7,7 @@ use crate::{
     address::{HAIRPIN_V4, HAIRPIN_V6, to_ip},
     balance::pick,
     headers::{ACK, RST, SYN, TCP, UDP},
-    packet::{MARK_DELIVER, MARK_REDIRECTED, Verdict},
+    packet::{MARK_DELIVER, MARK_FROM_POD, Verdict},
     reason::Reason,
     refusal,
 };
@@ -52,7 +52,7 @@ fn a_local_backend_is_reached_by_redirect_both_ways() {
         let (verdict, sent) = node.from(CLIENT, &wire::udp(client, service, b"?"));
         assert_eq!(
             (verdict, sent.mark),
-            (Verdict::Redirect(SERVER), MARK_REDIRECTED)
+            (Verdict::Redirect(SERVER), MARK_FROM_POD)
         );
         assert_eq!(sent.bytes[..6], wire::mac(SERVER));
         let (verdict, _) = node.redirected_to(SERVER, &sent.bytes);
@@ -60,7 +60,7 @@ fn a_local_backend_is_reached_by_redirect_both_ways() {
         let (verdict, answer) = node.from(SERVER, &wire::udp(one, client, b"!"));
         assert_eq!(
             (verdict, answer.mark),
-            (Verdict::Redirect(CLIENT), MARK_REDIRECTED)
+            (Verdict::Redirect(CLIENT), MARK_FROM_POD)
         );
         assert_eq!(answer.bytes[..6], wire::mac(CLIENT));
         let (verdict, answer) = node.redirected_to(CLIENT, &answer.bytes);
@@ -251,8 +251,19 @@ fn a_connection_older_than_us_passes_untouched() {
     assert!(node.tables.half_open.borrow().is_empty());
 }
 
+/// The packet as a fragment: `field` is flags and offset, as in the header.
+fn part_of(packet: &[u8], field: u16) -> Vec<u8> {
+    let mut bytes = packet.to_vec();
+    bytes[20..22].copy_from_slice(&field.to_be_bytes());
+    let header = etherparse::Ipv4Header::from_slice(&bytes[14..])
+        .expect("a header")
+        .0;
+    bytes[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+    bytes
+}
+
 #[test]
-fn a_fragment_to_a_service_is_dropped_and_to_others_is_not() {
+fn fragments_follow_the_first_of_their_packet() {
     let [
         Cast {
             client,
@@ -264,18 +275,31 @@ fn a_fragment_to_a_service_is_dropped_and_to_others_is_not() {
     ] = casts();
     let mut node = Node::new();
     node.service(service, UDP, &[one]);
-    for (to, expected) in [
-        (service, Verdict::Drop(Reason::Fragment)),
-        (one, Verdict::Pass),
-    ] {
-        let mut bytes = wire::udp(client, to, b"part");
-        bytes[20..22].copy_from_slice(&0x2000u16.to_be_bytes());
-        let header = etherparse::Ipv4Header::from_slice(&bytes[14..])
-            .expect("a header")
-            .0;
-        bytes[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
-        assert_eq!(node.from(CLIENT, &bytes).0, expected);
-    }
+    let later = part_of(&wire::udp(client, service, b"part"), 0x0001);
+    let lost = node.from(CLIENT, &later).0;
+    assert_eq!(
+        lost,
+        Verdict::Drop(Reason::Fragment),
+        "no first one was seen"
+    );
+
+    let first = part_of(&wire::udp(client, service, b"part"), 0x2000);
+    let (verdict, sent) = node.from(CLIENT, &first);
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(wire::addresses(&sent.bytes), (client.ip(), one.ip()));
+    assert_eq!(sent.bytes[36..38], one.port().to_be_bytes());
+    let (verdict, sent) = node.from(CLIENT, &later);
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(wire::addresses(&sent.bytes), (client.ip(), one.ip()));
+    assert_eq!(
+        sent.bytes[34..],
+        later[34..],
+        "what follows the IP header is no header"
+    );
+
+    let foreign = part_of(&wire::udp(client, one, b"part"), 0x0001);
+    let (verdict, sent) = node.from(CLIENT, &foreign);
+    assert_eq!((verdict, sent.bytes), (Verdict::Pass, foreign));
     assert_eq!(node.tables.counters.borrow()[&Reason::Fragment], 1);
 }
 

@@ -11,6 +11,7 @@ use aya::{
 use lb_common::{
     endpoint::{Endpoint, EndpointKey},
     flow::{Direction, Flow, FlowKey},
+    fragment::{FragmentKey, Ports},
     memory::{Frame, MemoryTables},
     reason::Reason,
     service::{Frontend, FrontendKey},
@@ -123,6 +124,7 @@ impl Kernel {
     pub fn clear(&mut self) {
         clear::<FrontendKey, Frontend>(self.hash("FRONTENDS"));
         clear::<EndpointKey, Endpoint>(self.hash("ENDPOINTS"));
+        clear::<FragmentKey, Ports>(self.hash("FRAGMENTS"));
         for table in [FlowTable::Flows, FlowTable::HalfOpen] {
             clear::<FlowKey, Flow>(self.hash(name(table)));
         }

@@ -12,7 +12,7 @@ use crate::{
     CLIENT, Cast, Story,
     kernel::Action,
     pair::Pair,
-    wire::{error, read, seen, tcp, tcp_with, udp, with_extensions, with_options},
+    wire::{addresses, error, read, seen, tcp, tcp_with, udp, with_extensions, with_options},
 };
 
 pub const STORIES: &[Story] = &[
@@ -143,17 +143,20 @@ fn in_fragments(packet: &[u8]) -> [Vec<u8>; 3] {
 
 fn fragments(pair: &mut Pair, cast: &Cast) {
     pair.service(cast.service, UDP, &[cast.one]);
-    for fragment in in_fragments(&udp(cast.client, cast.service, &[1; 64])) {
-        assert_eq!(
-            pair.cross(Direction::FromPod, frame(&fragment)).action,
-            Action::Drop
-        );
-        assert_eq!(
-            pair.cross(Direction::ToPod, frame(&fragment)).action,
-            Action::Pass
-        );
+    let [first, middle, last] = in_fragments(&udp(cast.client, cast.service, &[1; 64]));
+    for late in [&middle, &last] {
+        let sent = pair.cross(Direction::FromPod, frame(late));
+        assert_eq!(sent.action, Action::Drop, "the first was not seen");
+        let received = pair.cross(Direction::ToPod, frame(late));
+        assert_eq!(received.action, Action::Pass);
     }
-    assert_eq!(pair.counted(Reason::Fragment), 3);
+    assert_eq!(pair.counted(Reason::Fragment), 2);
+    for fragment in [&first, &last, &middle] {
+        let sent = pair.cross(Direction::FromPod, frame(fragment));
+        assert_eq!(sent.action, Action::Pass);
+        assert_eq!(addresses(&sent.bytes), (cast.client.ip(), cast.one.ip()));
+    }
+    assert_eq!(pair.counted(Reason::Fragment), 2);
     pair.compare_tables();
 }
 
