@@ -315,7 +315,7 @@ fn frontend(key: &FrontendKey) -> String {
             IpAddr::V6(v6) => format!("[{v6}]:*"),
         };
     }
-    let protocol = [Protocol::Tcp, Protocol::Udp]
+    let protocol = Protocol::ALL
         .into_iter()
         .find(|protocol| protocol.number() == key.protocol);
     let protocol = protocol.map_or(key.protocol.to_string(), |protocol| protocol.to_string());

@@ -76,12 +76,11 @@ impl FromStr for PortName {
             return Err(NotPortName);
         };
         let (name, port) = name.split_once(':').unwrap_or((name, ""));
-        let protocols = [Protocol::Tcp, Protocol::Udp];
         let families = [Family::IPv4, Family::IPv6];
         Ok(Self {
             service: ObjectKey::new(namespace, name),
             port: port.to_owned(),
-            protocol: protocols
+            protocol: Protocol::ALL
                 .into_iter()
                 .find(|p| p.to_string() == protocol)
                 .ok_or(NotPortName)?,

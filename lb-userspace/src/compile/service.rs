@@ -21,6 +21,7 @@ pub fn service(world: &World, key: &ObjectKey) -> Desired {
                 name,
                 protocol,
                 port: number,
+                ..
             } = port;
             let frontend = FrontendKey::new(from_ip(address), *number, protocol.number());
             let name = PortName {

@@ -12,20 +12,25 @@ use crate::{
     plan::{Allocations, ServiceTables, Sizes},
     render,
     world::{
-        Change, Dirty, Endpoint, EndpointSlice, Event, Row, Service, ServicePort, SlicePort, World,
+        Change, Dirty, Endpoint, EndpointSlice, Event, Hints, Row, Service, ServicePort, SlicePort,
+        World,
     },
 };
 
 #[test]
 fn port_names_can_be_read_back() {
-    for text in ["default/web:http/TCP/IPv4", "kube-system/dns/UDP/IPv6"] {
+    for text in [
+        "default/web:http/TCP/IPv4",
+        "kube-system/dns/UDP/IPv6",
+        "default/web/SCTP/IPv4",
+    ] {
         let name: PortName = text.parse().expect("a port name");
         assert_eq!(name.to_string(), text);
     }
     for text in [
         "",
         "default/web",
-        "default/web/SCTP/IPv4",
+        "default/web/QUIC/IPv4",
         "a/b/TCP/IPv5",
         "a/b/c/TCP/IPv4",
     ] {
@@ -165,6 +170,7 @@ fn any_service() -> impl Strategy<Value = Service> {
                 name,
                 protocol,
                 port,
+                node_port: None,
             });
         Service {
             cluster_ips: [Some(IpAddr::from([10, 96, 0, v4])), v6]
@@ -174,6 +180,7 @@ fn any_service() -> impl Strategy<Value = Service> {
             ports: ports
                 .filter(|port| names.insert((port.name.clone(), port.protocol)))
                 .collect(),
+            ..Service::default()
         }
     })
 }
@@ -189,6 +196,7 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
             serving,
             terminating,
             node: None,
+            hints: Hints::default(),
         },
     )
 }
@@ -208,6 +216,7 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
             family,
             endpoints,
             ports: ports.clone(),
+            trigger: None,
         })
     })
 }

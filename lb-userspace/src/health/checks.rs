@@ -236,7 +236,7 @@ mod tests {
     use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
     use super::*;
-    use crate::world::{Change, Endpoint, Event, Protocol, Row, SlicePort};
+    use crate::world::{Change, Endpoint, Event, Hints, Protocol, Row, SlicePort};
 
     fn key(name: &str) -> ObjectKey {
         ObjectKey::new("default", name)
@@ -388,6 +388,7 @@ mod tests {
             serving: true,
             terminating: !ready,
             node: Some(node.to_owned()),
+            hints: Hints::default(),
         };
         let slice = |family, port: Option<u16>, endpoints| EndpointSlice {
             service: key("web"),
@@ -401,6 +402,7 @@ mod tests {
                 })
                 .into_iter()
                 .collect(),
+            trigger: None,
         };
         let (here, there) = ("here", "there");
         let both = vec![

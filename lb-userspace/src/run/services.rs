@@ -158,7 +158,9 @@ mod tests {
                 name: String::new(),
                 protocol: Protocol::Tcp,
                 port: 80,
+                node_port: None,
             }],
+            ..Service::default()
         };
         let row = Row {
             value: Some(service),

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
+
 use super::Family;
 
 /// Reads an address that traffic may be sent to. The error is a sentence for people.
@@ -21,6 +23,33 @@ pub fn parse_family(text: &str, family: Family) -> Result<IpAddr, String> {
     } else {
         Err(format!("`{text}` is not an {family} address"))
     }
+}
+
+/// The networks that can be read, each once, without the bits that a mask covers; the others are
+/// problems. Spaces around them do not matter.
+pub fn networks(
+    texts: impl IntoIterator<Item = impl AsRef<str>>,
+    problems: &mut Vec<String>,
+) -> Vec<IpNet> {
+    let mut networks = Vec::new();
+    for text in texts {
+        let text = text.as_ref().trim();
+        match parse_network(text) {
+            Some(network) if networks.contains(&network) => {}
+            Some(network) => networks.push(network),
+            None => problems.push(format!("`{text}` is not a network")),
+        }
+    }
+    networks
+}
+
+/// `ParseCIDRSloppy` of k8s.io/utils/net; a v4-mapped network is none.
+fn parse_network(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let digits = length.bytes().all(|byte| byte.is_ascii_digit());
+    let address = parse_sloppy(address).filter(|ip| ip.is_ipv6() == address.contains(':'))?;
+    let network = IpNet::new(address, length.parse().ok().filter(|_| digits)?).ok()?;
+    Some(network.trunc())
 }
 
 /// The address that `text` stands for; IPv4 may have leading zeros, which do not make it octal
@@ -92,6 +121,34 @@ mod tests {
             let address = parse_sloppy(text).map(|address| address.to_string());
             assert_eq!(address.as_deref(), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn networks_are_read_as_kubernetes_reads_them() {
+        for (text, expected) in [
+            ("10.0.0.0/8", Some("10.0.0.0/8")),
+            (" 10.1.2.3/8\t", Some("10.0.0.0/8")),
+            ("010.0.0.0/08", Some("10.0.0.0/8")),
+            ("fd00::1/64", Some("fd00::/64")),
+            ("0.0.0.0/0", Some("0.0.0.0/0")),
+            ("::/0", Some("::/0")),
+            ("10.0.0.0/33", None),
+            ("10.0.0.0/+8", None),
+            ("10.0.0.0/", None),
+            ("10.0.0.0", None),
+            ("10.0.0.0/8/8", None),
+            ("::ffff:10.0.0.0/8", None),
+            ("::ffff:10.0.0.0/104", None),
+            ("", None),
+        ] {
+            let mut problems = Vec::new();
+            let read = networks([text], &mut problems);
+            let read: Vec<_> = read.iter().map(ToString::to_string).collect();
+            assert_eq!(read, Vec::from_iter(expected), "{text:?}");
+            assert_eq!(problems.is_empty(), expected.is_some(), "{text:?}");
+        }
+        let twice = networks(["10.0.0.0/8", "10.0.0.1/8"], &mut Vec::new());
+        assert_eq!(twice.len(), 1);
     }
 
     #[test]

@@ -2,22 +2,44 @@
 
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::{Family, ObjectKey, Protocol, Row, address, label, protocol::UnusableProtocol};
+use super::{Family, ObjectKey, Protocol, Row, address, label};
 
 /// Names the Service that a slice belongs to.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Set on the slices of Services without a ClusterIP.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
-/// A slice of a service's endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// When what led to the last write of a slice happened, as the controller saw it.
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// A slice of a service's endpoints. Two are equal where they say the same, whenever they did.
+#[derive(Clone, Debug, Eq)]
 pub struct EndpointSlice {
     pub service: ObjectKey,
     pub family: Family,
     pub endpoints: Vec<Endpoint>,
     pub ports: Vec<SlicePort>,
+    /// When what led to the last write happened; `None` where the slice does not say.
+    pub trigger: Option<Timestamp>,
+}
+
+impl PartialEq for EndpointSlice {
+    fn eq(&self, other: &Self) -> bool {
+        let Self {
+            service,
+            family,
+            endpoints,
+            ports,
+            trigger: _,
+        } = self;
+        *service == other.service
+            && *family == other.family
+            && *endpoints == other.endpoints
+            && *ports == other.ports
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +50,15 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node it runs on, where the slice says.
     pub node: Option<String>,
+    pub hints: Hints,
+}
+
+/// Who should use an endpoint. A list that is empty says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    pub zones: Vec<String>,
+    /// Names of Node objects.
+    pub nodes: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,12 +91,19 @@ pub fn reduce(object: &discovery::EndpointSlice) -> Row<EndpointSlice> {
         family,
         endpoints: reduce_endpoints(object, family, &mut problems),
         ports: reduce_ports(object, &mut problems),
+        trigger: trigger(object),
     });
     Row {
         value,
         version: object.metadata.resource_version.clone().unwrap_or_default(),
         problems,
     }
+}
+
+/// A time that cannot be read is none: nothing but a measurement is lost.
+fn trigger(object: &discovery::EndpointSlice) -> Option<Timestamp> {
+    let annotations = object.metadata.annotations.as_ref()?;
+    annotations.get(TRIGGER_ANNOTATION)?.parse().ok()
 }
 
 fn reduce_endpoints(
@@ -91,9 +129,23 @@ fn reduce_endpoints(
                 serving: conditions.serving.unwrap_or(true),
                 terminating: conditions.terminating.unwrap_or(false),
                 node: endpoint.node_name.clone(),
+                hints: endpoint
+                    .hints
+                    .as_ref()
+                    .map(reduce_hints)
+                    .unwrap_or_default(),
             })
         })
         .collect()
+}
+
+fn reduce_hints(hints: &discovery::EndpointHints) -> Hints {
+    let zones = hints.for_zones.iter().flatten();
+    let nodes = hints.for_nodes.iter().flatten();
+    Hints {
+        zones: zones.map(|zone| zone.name.clone()).collect(),
+        nodes: nodes.map(|node| node.name.clone()).collect(),
+    }
 }
 
 fn reduce_ports(object: &discovery::EndpointSlice, problems: &mut Vec<String>) -> Vec<SlicePort> {
@@ -112,8 +164,6 @@ fn reduce_ports(object: &discovery::EndpointSlice, problems: &mut Vec<String>) -
                     protocol,
                     port,
                 }),
-                // The Service says so already.
-                (Err(UnusableProtocol::Unsupported(_)), _) => None,
                 (Err(unknown), _) => {
                     problems.push(format!("port {number}: {unknown}"));
                     None
@@ -171,12 +221,14 @@ mod tests {
                 serving: true,
                 terminating: false,
                 node: Some("n1".into()),
+                hints: Hints::default(),
             }],
             ports: vec![SlicePort {
                 name: String::new(),
                 protocol: Protocol::Udp,
                 port: 8080,
             }],
+            trigger: None,
         };
         assert_eq!(row.value, Some(slice));
         assert_eq!(row.version, "7");
@@ -203,6 +255,48 @@ mod tests {
             let is = (endpoint.ready, endpoint.serving, endpoint.terminating);
             assert_eq!(is, expected, "{conditions}");
         }
+    }
+
+    #[test]
+    fn hints_say_for_which_zones_and_nodes_an_endpoint_is() {
+        let row = reduced(json!({
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "zone": "not read"},
+                {"addresses": ["10.0.0.2"], "hints": {}},
+                {"addresses": ["10.0.0.3"], "hints": {
+                    "forZones": [{"name": "a"}, {"name": "b"}],
+                    "forNodes": [{"name": "n1"}],
+                }},
+            ],
+        }));
+        let hints: Vec<_> = endpoints(row).into_iter().map(|e| e.hints).collect();
+        let given = Hints {
+            zones: vec!["a".into(), "b".into()],
+            nodes: vec!["n1".into()],
+        };
+        assert_eq!(hints, [Hints::default(), Hints::default(), given]);
+    }
+
+    #[test]
+    fn the_time_of_a_trigger_is_kept_and_makes_no_difference() {
+        let slice = |time: &str| {
+            reduced(json!({
+                "metadata": {
+                    "labels": {SERVICE_NAME_LABEL: "web"},
+                    "annotations": {TRIGGER_ANNOTATION: time},
+                },
+            }))
+        };
+        let row = slice("2026-11-21T12:00:00.5Z");
+        let trigger = row.value.as_ref().and_then(|slice| slice.trigger);
+        let expected = Timestamp::from_millisecond(1_795_262_400_500).expect("a time");
+        assert_eq!(trigger, Some(expected));
+        let unreadable = slice("yesterday");
+        assert_eq!(
+            unreadable.value.as_ref().and_then(|slice| slice.trigger),
+            None
+        );
+        assert_eq!(row, unreadable);
     }
 
     #[test]
@@ -265,7 +359,7 @@ mod tests {
             .flat_map(|slice| &slice.ports)
             .map(|port| port.name.as_str())
             .collect();
-        assert_eq!(names, ["d"]);
+        assert_eq!(names, ["sctp", "d"]);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! Kubernetes' types end at the `reduce` functions of this module; what comes after sees rows only.
 
 mod address;
+mod claims;
 pub mod endpoint_slice;
 pub mod node;
 pub mod pod;
 mod protocol;
 pub mod service;
+pub mod service_cidr;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -18,12 +20,15 @@ use std::{
     net::IpAddr,
 };
 
-pub use endpoint_slice::{Endpoint, EndpointSlice, SlicePort};
+use claims::{Claim, Claims};
+pub use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use node::{Node, close_names};
 pub use pod::Pod;
 pub use protocol::Protocol;
 pub use service::{Service, ServicePort};
+pub use service_cidr::ServiceCidr;
 use table::{Changed, Table};
 
 /// Name of an object; the namespace is empty where its kind has none.
@@ -65,15 +70,30 @@ pub enum Kind {
     EndpointSlice,
     Node,
     Pod,
+    ServiceCidr,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::Pod];
+    pub const ALL: [Self; 5] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::Pod,
+        Self::ServiceCidr,
+    ];
 }
+
+/// As Kubernetes writes it.
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        f.write_str(match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::ServiceCidr => "ServiceCIDR",
+        })
     }
 }
 
@@ -130,6 +150,7 @@ pub enum Change {
     EndpointSlice(Event<EndpointSlice>),
     Node(Event<Node>),
     Pod(Event<Pod>),
+    ServiceCidr(Event<ServiceCidr>),
     Trouble(SourceTrouble),
 }
 
@@ -179,12 +200,14 @@ pub struct Problem {
 /// What has to be compiled afresh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Services whose own object, slices or claim to a ClusterIP changed.
+    /// Services whose own object, slices or claims changed, or all where this node's place did.
     pub services: BTreeSet<ObjectKey>,
     /// A Pod of this node changed.
     pub pods: bool,
     /// A Node changed.
     pub node: bool,
+    /// A `ServiceCIDR` changed.
+    pub cidrs: bool,
 }
 
 impl Dirty {
@@ -198,10 +221,12 @@ impl Dirty {
             services,
             pods,
             node,
+            cidrs,
         } = other;
         self.services.extend(services);
         self.pods |= pods;
         self.node |= node;
+        self.cidrs |= cidrs;
     }
 }
 
@@ -212,8 +237,9 @@ pub struct World {
     slices: Table<EndpointSlice>,
     nodes: Table<Node>,
     pods: Table<Pod>,
+    service_cidrs: Table<ServiceCidr>,
     slices_by_service: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
-    services_by_address: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
+    claims: Claims,
     troubles: BTreeMap<String, Vec<Trouble>>,
 }
 
@@ -224,8 +250,11 @@ impl World {
         match change {
             Change::Service(event) => self.apply_service(event, &mut dirty),
             Change::EndpointSlice(event) => self.apply_slice(event, &mut dirty),
-            Change::Node(event) => dirty.node = !self.nodes.apply(event).is_empty(),
+            Change::Node(event) => self.apply_node(event, &mut dirty),
             Change::Pod(event) => dirty.pods = !self.pods.apply(event).is_empty(),
+            Change::ServiceCidr(event) => {
+                dirty.cidrs = !self.service_cidrs.apply(event).is_empty();
+            }
             Change::Trouble(SourceTrouble { subject, troubles }) => {
                 if troubles.is_empty() {
                     self.troubles.remove(&subject);
@@ -249,6 +278,7 @@ impl World {
             (Kind::EndpointSlice, self.slices.synced()),
             (Kind::Node, self.nodes.synced()),
             (Kind::Pod, self.pods.synced()),
+            (Kind::ServiceCidr, self.service_cidrs.synced()),
         ]
         .into_iter()
         .filter_map(|(kind, synced)| (!synced).then_some(kind))
@@ -267,10 +297,11 @@ impl World {
             })
         }
         of(Kind::Service, &self.services)
-            .chain(self.shared_addresses())
+            .chain(self.refused_claims())
             .chain(of(Kind::EndpointSlice, &self.slices))
             .chain(of(Kind::Node, &self.nodes))
             .chain(of(Kind::Pod, &self.pods))
+            .chain(of(Kind::ServiceCidr, &self.service_cidrs))
     }
 
     /// What ails the sources, by file or resource.
@@ -316,7 +347,30 @@ impl World {
 
     /// The service that serves a ClusterIP: of several that claim it, the one with the least key.
     pub fn owner_of(&self, address: IpAddr) -> Option<&ObjectKey> {
-        self.services_by_address.get(&address)?.first()
+        self.claims.owner(Claim::ClusterIp(address))
+    }
+
+    /// The service that serves a port of an external IP or of a load balancer's VIP: of several that
+    /// claim it, the one with the least key. Nobody does where the address is a ClusterIP.
+    pub fn owner_of_external(
+        &self,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Option<&ObjectKey> {
+        self.claims.owner(Claim::External(address, port, protocol))
+    }
+
+    /// The service that serves a NodePort: of several that claim it, the one with the least key.
+    pub fn owner_of_node_port(&self, port: u16, protocol: Protocol) -> Option<&ObjectKey> {
+        self.claims.owner(Claim::NodePort(port, protocol))
+    }
+
+    /// The networks that ClusterIPs are taken from, each once, in order.
+    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        let rows = self.service_cidrs.values();
+        rows.flat_map(|(_, row)| row.cidrs.iter().copied())
+            .collect()
     }
 
     pub fn node(&self, name: &str) -> Option<&Node> {
@@ -330,20 +384,20 @@ impl World {
 
     fn apply_service(&mut self, event: Event<Service>, dirty: &mut Dirty) {
         for Changed { key, was } in self.services.apply(event) {
-            for address in was.into_iter().flat_map(|service| service.cluster_ips) {
-                let claims = self.services_by_address.entry(address).or_default();
-                claims.remove(&key);
-                dirty.services.extend(claims.iter().cloned());
-                if claims.is_empty() {
-                    self.services_by_address.remove(&address);
-                }
-            }
-            for &address in self.services.get(&key).iter().flat_map(|s| &s.cluster_ips) {
-                let claims = self.services_by_address.entry(address).or_default();
-                dirty.services.extend(claims.iter().cloned());
-                claims.insert(key.clone());
-            }
+            let is = self.services.get(&key);
+            self.claims
+                .replace(&key, was.as_ref(), is, &mut dirty.services);
             dirty.services.insert(key);
+        }
+    }
+
+    fn apply_node(&mut self, event: Event<Node>, dirty: &mut Dirty) {
+        for Changed { key, was } in self.nodes.apply(event) {
+            dirty.node = true;
+            if was.as_ref().map(Node::place) != self.nodes.get(&key).map(Node::place) {
+                let services = self.services.values();
+                dirty.services.extend(services.map(|(key, _)| key.clone()));
+            }
         }
     }
 
@@ -368,18 +422,11 @@ impl World {
         }
     }
 
-    fn shared_addresses(&self) -> impl Iterator<Item = Problem> {
-        self.services_by_address
-            .iter()
-            .flat_map(|(address, claims)| {
-                let owner = claims.first();
-                claims.iter().skip(1).filter_map(move |key| {
-                    Some(Problem {
-                        kind: Kind::Service,
-                        key: key.clone(),
-                        text: format!("ClusterIP {address} belongs to {}", owner?),
-                    })
-                })
-            })
+    fn refused_claims(&self) -> impl Iterator<Item = Problem> {
+        self.claims.refused().map(|(key, text)| Problem {
+            kind: Kind::Service,
+            key: key.clone(),
+            text,
+        })
     }
 }

@@ -2,36 +2,86 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Row, address};
+use super::{Row, address, label};
+
+/// Says which zone a node is in.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// Key of the taint of nodes that the cluster autoscaler is about to remove.
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    /// Internal and external addresses.
+    /// Internal addresses, then external ones; the first of a family is the node's primary address
+    /// (`GetNodeHostIPs` of Kubernetes).
     pub addresses: Vec<IpAddr>,
+    pub zone: Option<String>,
+    /// The networks of its pods, where something gives each node some.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Whether load balancers may send to it: it is not about to go (`proxy_health.go` of kube-proxy).
+    pub eligible: bool,
+}
+
+impl Node {
+    /// What the choice of endpoints, and who may use VIPs, depend on.
+    pub(super) fn place(&self) -> (Option<&str>, &[IpAddr]) {
+        (self.zone.as_deref(), &self.addresses)
+    }
 }
 
 /// The row of a Node.
 pub fn reduce(object: &core::Node) -> Row<Node> {
-    let mut addresses = Vec::new();
     let mut problems = Vec::new();
-    for core::NodeAddress { address, type_ } in object
-        .status
-        .iter()
-        .flat_map(|status| status.addresses.iter().flatten())
-        .filter(|address| matches!(address.type_.as_str(), "InternalIP" | "ExternalIP"))
-    {
+    let value = Node {
+        addresses: reduce_addresses(object, &mut problems),
+        zone: label(&object.metadata, ZONE_LABEL).map(str::to_owned),
+        pod_cidrs: reduce_pod_cidrs(object, &mut problems),
+        eligible: object.metadata.deletion_timestamp.is_none() && !is_leaving(object),
+    };
+    Row {
+        value: Some(value),
+        version: object.metadata.resource_version.clone().unwrap_or_default(),
+        problems,
+    }
+}
+
+fn reduce_addresses(object: &core::Node, problems: &mut Vec<String>) -> Vec<IpAddr> {
+    let all = || {
+        object
+            .status
+            .iter()
+            .flat_map(|status| status.addresses.iter().flatten())
+    };
+    let of_type = |name: &'static str| all().filter(move |address| address.type_ == name);
+    let mut addresses = Vec::new();
+    for core::NodeAddress { address, type_ } in of_type("InternalIP").chain(of_type("ExternalIP")) {
         match address::parse_sloppy(address) {
             Some(address) => addresses.push(address),
             None => problems.push(format!("{type_} `{address}` is not an IP address")),
         }
     }
-    Row {
-        value: Some(Node { addresses }),
-        version: object.metadata.resource_version.clone().unwrap_or_default(),
-        problems,
-    }
+    addresses
+}
+
+fn reduce_pod_cidrs(object: &core::Node, problems: &mut Vec<String>) -> Vec<IpNet> {
+    let Some(spec) = &object.spec else {
+        return Vec::new();
+    };
+    let texts = match spec.pod_cidrs.as_deref() {
+        Some(texts) if !texts.is_empty() => texts,
+        _ => spec.pod_cidr.as_slice(),
+    };
+    address::networks(texts, problems)
+}
+
+fn is_leaving(object: &core::Node) -> bool {
+    let taints = object
+        .spec
+        .iter()
+        .flat_map(|spec| spec.taints.iter().flatten());
+    taints.into_iter().any(|taint| taint.key == LEAVING_TAINT)
 }
 
 /// Those of `names` that look like `name`, the most alike first: what the caller may have meant.
@@ -49,19 +99,19 @@ pub fn close_names<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> 
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     #[test]
-    fn a_node_has_its_internal_and_external_addresses() {
+    fn the_internal_addresses_of_a_node_come_before_the_external_ones() {
         let object = json!({
             "status": {"addresses": [
-                {"type": "InternalIP", "address": "192.168.0.1"},
-                {"type": "InternalIP", "address": "fd00::1"},
-                {"type": "Hostname", "address": "n1"},
                 {"type": "ExternalIP", "address": "n1.example.org"},
                 {"type": "ExternalIP", "address": "203.0.113.1"},
+                {"type": "InternalIP", "address": "192.168.0.1"},
+                {"type": "Hostname", "address": "n1"},
+                {"type": "InternalIP", "address": "fd00::1"},
             ]},
         });
         let row = reduce(&serde_json::from_value(object).expect("a Node"));
@@ -73,6 +123,47 @@ mod tests {
             row.problems,
             ["ExternalIP `n1.example.org` is not an IP address"]
         );
+    }
+
+    fn reduced(metadata: Value, spec: Value) -> Node {
+        let object = json!({"metadata": metadata, "spec": spec});
+        let row = reduce(&serde_json::from_value(object).expect("a Node"));
+        row.value.expect("a row")
+    }
+
+    #[test]
+    fn a_node_has_a_zone_and_networks_for_its_pods() {
+        let bare = reduced(json!({}), json!({}));
+        assert_eq!((bare.zone, bare.pod_cidrs), (None, Vec::new()));
+        for spec in [
+            json!({"podCIDR": "10.244.1.0/24"}),
+            json!({"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.244.1.0/24"]}),
+        ] {
+            let node = reduced(json!({"labels": {ZONE_LABEL: "a"}}), spec);
+            assert_eq!(node.zone.as_deref(), Some("a"));
+            assert_eq!(
+                node.pod_cidrs,
+                ["10.244.1.0/24".parse().expect("a network")]
+            );
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_about_to_go_is_not_eligible() {
+        let taint = |key: &str, effect: &str| json!({"taints": [{"key": key, "effect": effect}]});
+        for (metadata, spec, eligible) in [
+            (json!({}), json!({}), true),
+            (json!({}), taint("other", "NoSchedule"), true),
+            (json!({}), taint(LEAVING_TAINT, "NoSchedule"), false),
+            (json!({}), taint(LEAVING_TAINT, "PreferNoSchedule"), false),
+            (
+                json!({"deletionTimestamp": "2026-11-21T12:00:00Z"}),
+                json!({}),
+                false,
+            ),
+        ] {
+            assert_eq!(reduced(metadata, spec.clone()).eligible, eligible, "{spec}");
+        }
     }
 
     #[test]

@@ -10,6 +10,10 @@ use super::{Row, address};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     pub ips: Vec<IpAddr>,
+    /// As the kubelet writes it into the names of the pod's cgroups, but for `-` or `_`.
+    pub uid: String,
+    /// Whether its processes reach services at socket level, whatever other pods do.
+    pub socket_lb: bool,
 }
 
 /// The row of a Pod. One that shares the node's network, has finished or runs elsewhere than on
@@ -18,6 +22,8 @@ pub fn reduce(object: &core::Pod, node: &str) -> Row<Pod> {
     let mut problems = Vec::new();
     let value = is_ours(object, node).then(|| Pod {
         ips: reduce_ips(object, &mut problems),
+        uid: object.metadata.uid.clone().unwrap_or_default(),
+        socket_lb: false,
     });
     Row {
         value,

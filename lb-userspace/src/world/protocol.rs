@@ -7,24 +7,23 @@ use std::fmt;
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
-/// Why a port's protocol cannot be served.
+/// A text that names no protocol that services have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UnusableProtocol {
-    /// Kubernetes knows it, we do not.
-    Unsupported(&'static str),
-    Unknown(String),
-}
+pub struct UnknownProtocol(String);
 
 impl Protocol {
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
     /// The protocol that Kubernetes writes as `text`; TCP where it writes none.
-    pub fn parse(text: Option<&str>) -> Result<Self, UnusableProtocol> {
+    pub fn parse(text: Option<&str>) -> Result<Self, UnknownProtocol> {
         match text {
             None | Some("TCP") => Ok(Self::Tcp),
             Some("UDP") => Ok(Self::Udp),
-            Some("SCTP") => Err(UnusableProtocol::Unsupported("SCTP")),
-            Some(other) => Err(UnusableProtocol::Unknown(other.into())),
+            Some("SCTP") => Ok(Self::Sctp),
+            Some(other) => Err(UnknownProtocol(other.into())),
         }
     }
 
@@ -33,6 +32,7 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 }
@@ -43,15 +43,13 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }
 
-impl fmt::Display for UnusableProtocol {
+impl fmt::Display for UnknownProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unsupported(protocol) => write!(f, "{protocol} is not supported yet"),
-            Self::Unknown(protocol) => write!(f, "`{protocol}` is not a protocol"),
-        }
+        write!(f, "`{}` is not a protocol", self.0)
     }
 }

@@ -11,6 +11,7 @@ struct State {
     slices: BTreeMap<ObjectKey, Row<EndpointSlice>>,
     nodes: BTreeMap<ObjectKey, Row<Node>>,
     pods: BTreeMap<ObjectKey, Row<Pod>>,
+    service_cidrs: BTreeMap<ObjectKey, Row<ServiceCidr>>,
 }
 
 /// How a source tells that one state has become another.
@@ -47,6 +48,11 @@ impl Expander {
                     ),
                     shuffled($events(&before.nodes, &after.nodes), order, Change::Node),
                     shuffled($events(&before.pods, &after.pods), order, Change::Pod),
+                    shuffled(
+                        $events(&before.service_cidrs, &after.service_cidrs),
+                        order,
+                        Change::ServiceCidr,
+                    ),
                 ]
                 .concat()
             };
@@ -153,11 +159,33 @@ fn address() -> impl Strategy<Value = IpAddr> {
         .prop_map(|text| text.parse().expect("an address"))
 }
 
+fn addresses(most: usize) -> impl Strategy<Value = Vec<IpAddr>> {
+    prop::collection::btree_set(address(), 0..=most).prop_map(|set| set.into_iter().collect())
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let port = (80u16..82, prop::option::of(30080u16..30082));
+    let ports = prop::collection::vec(port, 0..3);
+    (addresses(2), addresses(1), addresses(1), ports).prop_map(
+        |(cluster_ips, external_ips, load_balancer_ips, ports)| Service {
+            cluster_ips,
+            external_ips,
+            load_balancer_ips,
+            ports: ports
+                .into_iter()
+                .map(|(port, node_port)| ServicePort {
+                    name: port.to_string(),
+                    protocol: Protocol::Tcp,
+                    port,
+                    node_port,
+                })
+                .collect(),
+            ..Service::default()
+        },
+    )
+}
+
 fn state() -> impl Strategy<Value = State> {
-    let service = prop::collection::btree_set(address(), 0..3).prop_map(|addresses| Service {
-        cluster_ips: addresses.into_iter().collect(),
-        ports: Vec::new(),
-    });
     let slice = (key("service", 4), address(), any::<bool>());
     let slice = slice.prop_map(|(service, address, ready)| EndpointSlice {
         service,
@@ -168,23 +196,38 @@ fn state() -> impl Strategy<Value = State> {
             serving: true,
             terminating: false,
             node: None,
+            hints: Hints::default(),
         }],
         ports: Vec::new(),
+        trigger: None,
     });
-    let addresses = || prop::collection::vec(address(), 0..2);
-    let node = addresses().prop_map(|addresses| Node { addresses });
-    let pod = addresses().prop_map(|ips| Pod { ips });
+    let node = (addresses(1), prop::option::of("[ab]"), any::<bool>());
+    let node = node.prop_map(|(addresses, zone, eligible)| Node {
+        addresses,
+        zone,
+        eligible,
+        ..Node::default()
+    });
+    let pod = addresses(1).prop_map(|ips| Pod {
+        ips,
+        ..Pod::default()
+    });
+    let service_cidr = addresses(1).prop_map(|addresses| ServiceCidr {
+        cidrs: addresses.into_iter().map(IpNet::from).collect(),
+    });
     (
-        rows("service", service),
+        rows("service", service()),
         rows("slice", slice),
         rows("node", node),
         rows("pod", pod),
+        rows("cidr", service_cidr),
     )
-        .prop_map(|(services, slices, nodes, pods)| State {
+        .prop_map(|(services, slices, nodes, pods, service_cidrs)| State {
             services,
             slices,
             nodes,
             pods,
+            service_cidrs,
         })
 }
 
@@ -220,16 +263,36 @@ fn listed(state: &State) -> World {
 /// All that compiling a service depends on.
 fn view(world: &World, key: &ObjectKey) -> impl PartialEq + fmt::Debug + use<> {
     let service = world.service(key).cloned();
-    let owners: Vec<_> = service
-        .iter()
-        .flat_map(|service| &service.cluster_ips)
-        .map(|&address| world.owner_of(address).cloned())
-        .collect();
+    let mut owners = Vec::new();
+    if let Some(service) = &service {
+        let own = service.cluster_ips.iter();
+        owners.extend(own.map(|&address| world.owner_of(address).cloned()));
+        for port in &service.ports {
+            let outer = service
+                .external_ips
+                .iter()
+                .chain(&service.load_balancer_ips);
+            let outer =
+                outer.map(|&address| world.owner_of_external(address, port.port, port.protocol));
+            owners.extend(outer.map(Option::<&_>::cloned));
+            let node_port = port.node_port;
+            let node_port = node_port.map(|node_port| {
+                let owner = world.owner_of_node_port(node_port, port.protocol);
+                owner.cloned()
+            });
+            owners.extend(node_port);
+        }
+    }
     let slices: Vec<_> = world
         .slices_of(key)
         .map(|(key, slice)| (key.clone(), slice.clone()))
         .collect();
-    (service, owners, slices)
+    let places: Vec<_> = world
+        .nodes
+        .values()
+        .map(|(key, node)| (key.clone(), node.zone.clone(), node.addresses.clone()))
+        .collect();
+    (service.map(|service| (service, places)), owners, slices)
 }
 
 /// Whether only versions differ.
@@ -275,6 +338,7 @@ proptest! {
                 }
                 prop_assert!(dirty.node || same(&was.nodes, &world.nodes));
                 prop_assert!(dirty.pods || same(&was.pods, &world.pods));
+                prop_assert!(dirty.cidrs || same(&was.service_cidrs, &world.service_cidrs));
             }
             before = after.clone();
         }
@@ -295,7 +359,7 @@ fn service_with(address: &str) -> Row<Service> {
     Row {
         value: Some(Service {
             cluster_ips: vec![address.parse().expect("an address")],
-            ports: Vec::new(),
+            ..Service::default()
         }),
         version: "1".into(),
         problems: Vec::new(),
@@ -336,17 +400,179 @@ fn the_least_key_owns_a_cluster_ip_that_several_claim() {
     assert_eq!(world.problems().count(), 0);
 }
 
+/// A world in which services claim things, told in this order.
+fn claimed(services: Vec<(&str, Service)>) -> World {
+    let mut world = World::default();
+    for (name, service) in services {
+        let row = Row {
+            value: Some(service),
+            version: "1".into(),
+            problems: Vec::new(),
+        };
+        let key = ObjectKey::new("default", name);
+        world.apply(Change::Service(Event::Apply(key, row)));
+    }
+    world
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn port(port: u16, node_port: u16) -> ServicePort {
+    ServicePort {
+        name: port.to_string(),
+        protocol: Protocol::Tcp,
+        port,
+        node_port: Some(node_port),
+    }
+}
+
+fn problems(world: &World) -> Vec<String> {
+    let problems = world.problems();
+    problems
+        .map(|problem| format!("{}: {}", problem.key, problem.text))
+        .collect()
+}
+
+#[test]
+fn the_least_key_owns_an_external_port_and_a_node_port_that_several_claim() {
+    let service = |cluster_ip, vip: bool, ports: &[ServicePort]| {
+        let outer = vec![ip("2001:db8::1")];
+        Service {
+            cluster_ips: vec![ip(cluster_ip)],
+            external_ips: if vip { Vec::new() } else { outer.clone() },
+            load_balancer_ips: if vip { outer } else { Vec::new() },
+            ports: ports.to_vec(),
+            ..Service::default()
+        }
+    };
+    let world = claimed(vec![
+        (
+            "b",
+            service("fd00::2", true, &[port(80, 30080), port(82, 30082)]),
+        ),
+        (
+            "a",
+            service("fd00::1", false, &[port(80, 30080), port(81, 30081)]),
+        ),
+    ]);
+    let [a, b] = ["a", "b"].map(|name| ObjectKey::new("default", name));
+    let external = |port| world.owner_of_external(ip("2001:db8::1"), port, Protocol::Tcp);
+    let node_port = |port| world.owner_of_node_port(port, Protocol::Tcp);
+    assert_eq!(
+        [80, 81, 82, 83].map(external),
+        [Some(&a), Some(&a), Some(&b), None]
+    );
+    let node_ports = [30080, 30081, 30082, 30083].map(node_port);
+    assert_eq!(node_ports, [Some(&a), Some(&a), Some(&b), None]);
+    assert_eq!(world.owner_of_node_port(30080, Protocol::Udp), None);
+    assert_eq!(
+        problems(&world),
+        [
+            "default/b: external address [2001:db8::1]:80/TCP belongs to default/a",
+            "default/b: NodePort 30080/TCP belongs to default/a",
+        ]
+    );
+}
+
+#[test]
+fn a_cluster_ip_is_nobodys_external_address() {
+    let service = |cluster_ip, external_ip| Service {
+        cluster_ips: vec![ip(cluster_ip)],
+        external_ips: vec![ip(external_ip)],
+        ports: vec![port(80, 30080)],
+        ..Service::default()
+    };
+    let mut world = claimed(vec![("a", service("10.0.0.1", "10.0.0.2"))]);
+    let outer = |world: &World| {
+        let owner = world.owner_of_external(ip("10.0.0.2"), 80, Protocol::Tcp);
+        owner.cloned()
+    };
+    assert_eq!(outer(&world), Some(ObjectKey::new("default", "a")));
+
+    let key = ObjectKey::new("default", "b");
+    let apply = Change::Service(Event::Apply(key.clone(), service_with("10.0.0.2")));
+    assert_eq!(world.apply(apply).services, services(&["a", "b"]));
+    assert_eq!(outer(&world), None);
+    let problem = "default/a: external address 10.0.0.2:80/TCP: \
+                   the address is the ClusterIP of default/b";
+    assert_eq!(problems(&world), [problem]);
+
+    let delete = Change::Service(Event::Delete(key));
+    assert_eq!(world.apply(delete).services, services(&["a", "b"]));
+    assert_eq!(outer(&world), Some(ObjectKey::new("default", "a")));
+    assert_eq!(problems(&world), Vec::<String>::new());
+}
+
+#[test]
+fn a_node_that_moves_makes_every_service_dirty() {
+    let mut world = claimed(vec![("a", Service::default()), ("b", Service::default())]);
+    let mut apply = |zone: Option<&str>, addresses: &[IpAddr], eligible| {
+        let node = Node {
+            addresses: addresses.to_vec(),
+            zone: zone.map(str::to_owned),
+            eligible,
+            ..Node::default()
+        };
+        let row = Row {
+            value: Some(node),
+            version: "1".into(),
+            problems: Vec::new(),
+        };
+        world.apply(Change::Node(Event::Apply(ObjectKey::new("", "n1"), row)))
+    };
+    let dirty = |names: &[&str], node| Dirty {
+        services: services(names),
+        node,
+        ..Dirty::default()
+    };
+    let address = [ip("10.0.0.1")];
+    assert_eq!(apply(None, &address, true), dirty(&["a", "b"], true));
+    assert_eq!(apply(Some("x"), &address, true), dirty(&["a", "b"], true));
+    assert_eq!(apply(Some("x"), &address, false), dirty(&[], true));
+    assert_eq!(apply(Some("x"), &address, false), Dirty::default());
+    assert_eq!(apply(Some("x"), &[], false), dirty(&["a", "b"], true));
+}
+
+#[test]
+fn a_slice_that_only_tells_its_time_anew_makes_nothing_dirty() {
+    let slice = |seconds: Option<i64>, version: &str| {
+        let slice = EndpointSlice {
+            service: ObjectKey::new("default", "a"),
+            family: Family::IPv4,
+            endpoints: Vec::new(),
+            ports: Vec::new(),
+            trigger: seconds.map(|seconds| jiff::Timestamp::from_second(seconds).expect("a time")),
+        };
+        let row = Row {
+            value: Some(slice),
+            version: version.into(),
+            problems: Vec::new(),
+        };
+        Change::EndpointSlice(Event::Apply(ObjectKey::new("default", "a-1"), row))
+    };
+    let mut world = World::default();
+    assert_eq!(world.apply(slice(None, "1")).services, services(&["a"]));
+    assert_eq!(world.apply(slice(Some(1), "2")), Dirty::default());
+    assert_eq!(world.apply(slice(Some(2), "3")), Dirty::default());
+}
+
 #[test]
 fn every_kind_is_awaited() {
     let mut world = World::default();
-    let all = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::Pod];
-    assert_eq!(world.waiting_for(), all);
+    assert_eq!(world.waiting_for(), Kind::ALL);
     world.apply(Change::Service(Event::Init));
     world.apply(Change::Service(Event::InitDone));
     world.apply(Change::Pod(Event::Init));
     assert_eq!(
         world.waiting_for(),
-        [Kind::EndpointSlice, Kind::Node, Kind::Pod]
+        [
+            Kind::EndpointSlice,
+            Kind::Node,
+            Kind::Pod,
+            Kind::ServiceCidr
+        ]
     );
     for change in Expander::Relist.expand(&State::default(), &State::default(), &[0]) {
         assert!(!world.synced());

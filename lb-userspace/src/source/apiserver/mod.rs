@@ -31,6 +31,7 @@ use crate::world::{
     endpoint_slice::{self, HEADLESS_LABEL},
     node, pod,
     service::{self, PROXY_NAME_LABEL},
+    service_cidr,
 };
 
 use feed::{Subject, explain};
@@ -84,7 +85,7 @@ impl ApiServer {
                 watcher::Config::default()
                     .labels(&format!("!{PROXY_NAME_LABEL}"))
                     .fields("spec.clusterIP!=None"),
-                |event| Change::Service(reduced(event, service::reduce)),
+                |event| Change::Service(reduced(event, |service| service::reduce(service, true))),
             ),
             self.watch(
                 watcher::Config::default().labels(&format!("!{HEADLESS_LABEL}")),
@@ -95,6 +96,9 @@ impl ApiServer {
             }),
             self.watch(watcher::Config::default().fields(&own_pods), move |event| {
                 Change::Pod(reduced(event, |pod| pod::reduce(pod, &node)))
+            }),
+            self.watch(watcher::Config::default(), |event| {
+                Change::ServiceCidr(reduced(event, service_cidr::reduce))
             }),
         ]))
     }

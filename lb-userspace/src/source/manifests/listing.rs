@@ -9,9 +9,9 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 
 use super::parse::{Content, Object};
 use crate::world::{
-    Change, EndpointSlice, Event, Kind, Node, ObjectKey, Pod, Row, Service,
+    Change, EndpointSlice, Event, Kind, Node, ObjectKey, Pod, Row, Service, ServiceCidr,
     endpoint_slice::{self, SERVICE_NAME_LABEL},
-    node, pod, service,
+    node, pod, service, service_cidr,
 };
 
 /// How to write what only a cluster's controllers fill in.
@@ -24,6 +24,7 @@ pub struct Listing {
     slices: BTreeMap<ObjectKey, Row<EndpointSlice>>,
     nodes: BTreeMap<ObjectKey, Row<Node>>,
     pods: BTreeMap<ObjectKey, Row<Pod>>,
+    service_cidrs: BTreeMap<ObjectKey, Row<ServiceCidr>>,
 }
 
 impl Listing {
@@ -64,6 +65,7 @@ impl Listing {
             slices,
             nodes,
             pods,
+            service_cidrs,
         } = self;
         let mut changes = Vec::new();
         // Backends first, so that a new service has them from the start.
@@ -79,6 +81,9 @@ impl Listing {
         if before.is_none_or(|before| before.pods != *pods) {
             changes.extend(relist(pods).map(Change::Pod));
         }
+        if before.is_none_or(|before| before.service_cidrs != *service_cidrs) {
+            changes.extend(relist(service_cidrs).map(Change::ServiceCidr));
+        }
         changes
     }
 
@@ -93,7 +98,7 @@ impl Listing {
         }
         match &object.content {
             Content::Service(service) => {
-                let mut row = service::reduce(service);
+                let mut row = service::reduce(service, true);
                 row.problems.extend(missing_cluster_ip(service));
                 put(&mut self.services, object, row);
             }
@@ -104,6 +109,9 @@ impl Listing {
             }
             Content::Node(node) => put(&mut self.nodes, object, node::reduce(node)),
             Content::Pod(pod) => put(&mut self.pods, object, pod::reduce(pod, own_node)),
+            Content::ServiceCidr(cidr) => {
+                put(&mut self.service_cidrs, object, service_cidr::reduce(cidr));
+            }
         }
     }
 
@@ -119,6 +127,7 @@ impl Listing {
             Kind::EndpointSlice => of(&mut self.slices, &object.key),
             Kind::Node => of(&mut self.nodes, &object.key),
             Kind::Pod => of(&mut self.pods, &object.key),
+            Kind::ServiceCidr => of(&mut self.service_cidrs, &object.key),
         }
     }
 
@@ -146,6 +155,7 @@ impl Object {
             Content::EndpointSlice(_) => Kind::EndpointSlice,
             Content::Node(_) => Kind::Node,
             Content::Pod(_) => Kind::Pod,
+            Content::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
+    api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking},
     serde::de::DeserializeOwned,
 };
 use serde_json::Value;
@@ -37,6 +37,7 @@ pub enum Content {
     EndpointSlice(Box<discovery::EndpointSlice>),
     Node(Box<core::Node>),
     Pod(Box<core::Pod>),
+    ServiceCidr(Box<networking::ServiceCIDR>),
 }
 
 /// Reads the documents of a file, which may be lists. After an error of syntax the rest of the file
@@ -99,6 +100,9 @@ impl Parsed {
             }
             ("v1", "Node") => Object::read(document, CLUSTER_SCOPED, node),
             ("v1", "Pod") => Object::read(document, NAMESPACED, pod),
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                Object::read(document, CLUSTER_SCOPED, service_cidr)
+            }
             _ => {
                 self.ignored.insert(format!("{kind} ({version}): not read"));
                 return;
@@ -198,6 +202,10 @@ fn node(value: Value) -> Result<Content, String> {
 
 fn pod(value: Value) -> Result<Content, String> {
     decode(value).map(Content::Pod)
+}
+
+fn service_cidr(value: Value) -> Result<Content, String> {
+    decode(value).map(Content::ServiceCidr)
 }
 
 fn decode<T: DeserializeOwned>(value: Value) -> Result<Box<T>, String> {
