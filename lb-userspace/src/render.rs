@@ -6,16 +6,17 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use lb_common::{
     address::{Address, to_ip},
     endpoint::Endpoint,
-    service::{Backend, FrontendKey, NO_SERVICE, is_live},
+    service::{self, Backend, FrontendKey, FrontendKind, is_live},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compile::{BackendKey, PortName},
-    plan::ServiceTables,
+    compile::{BackendKey, Choice, PortName, Range},
+    plan::{ServiceTables, index},
     world::Protocol,
 };
 
@@ -27,6 +28,8 @@ pub struct Dump {
     pub services: Vec<Service>,
     pub backends: Vec<Row>,
     pub live: Vec<Live>,
+    pub source_ranges: Vec<SourceRange>,
+    pub cidrs: Vec<ServiceCidr>,
     pub interfaces: Vec<Interface>,
     pub endpoints: Vec<PodAddress>,
 }
@@ -35,11 +38,56 @@ pub struct Dump {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Frontend {
-    /// Address, port and protocol; `*` stands for all ports that no other frontend names.
+    /// Address, port and protocol; `*` stands for all ports that no other frontend names. A NodePort
+    /// has the unspecified address.
     pub frontend: String,
-    /// Index into `SERVICES`; none where clients are refused.
-    pub service: Option<u32>,
+    #[serde(flatten)]
+    pub target: Target,
     pub name: Option<PortName>,
+}
+
+/// What a frontend leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "target")]
+pub enum Target {
+    /// A port of a ClusterIP that no service defines.
+    Refused,
+    /// An address of this node.
+    #[serde(rename_all = "camelCase")]
+    NodeAddress { node_ports: bool },
+    Service {
+        /// Index into `SERVICES`.
+        service: u32,
+        #[serde(rename = "type")]
+        kind: FrontendType,
+    },
+}
+
+/// What a frontend is to its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum FrontendType {
+    ClusterIP,
+    NodePort,
+    ExternalIP,
+    LoadBalancer,
+}
+
+impl FrontendType {
+    pub fn of(key: &FrontendKey, kind: FrontendKind) -> Self {
+        let node_port = [true, false].map(|v4| FrontendKey::node_port(v4, key.port, key.protocol));
+        match kind {
+            FrontendKind::Internal => Self::ClusterIP,
+            FrontendKind::External if node_port.contains(key) => Self::NodePort,
+            FrontendKind::External => Self::ExternalIP,
+            FrontendKind::LoadBalancer => Self::LoadBalancer,
+        }
+    }
+}
+
+impl fmt::Display for FrontendType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
 }
 
 /// An entry of `SERVICES`.
@@ -57,19 +105,53 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Row {
-    Header {
-        row: u32,
-        service: u32,
-        frontend: SocketAddr,
-        count: u32,
-        draining: u32,
-    },
+    Header(Header),
     Backend {
         row: u32,
         address: SocketAddr,
         id: u32,
         generation: u32,
     },
+}
+
+/// The header row of an extent. All counts are of rows behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Header {
+    pub row: u32,
+    pub service: u32,
+    pub frontend: SocketAddr,
+    /// Rows that new flows choose from.
+    pub count: u32,
+    /// How many of these, from the first on, are the local list.
+    pub local: u32,
+    /// How many of these, from the first on, are not on the cluster list.
+    pub only_local: u32,
+    pub draining: u32,
+    /// Seconds; 0: none.
+    pub affinity: u32,
+    /// The set of `SOURCE_RANGES`; 0: any source.
+    pub ranges: u32,
+    pub internal_local: bool,
+    pub external_local: bool,
+    /// Whether some endpoint of the cluster is fit for new flows.
+    pub any: bool,
+}
+
+/// An entry of `SOURCE_RANGES`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRange {
+    pub set: u32,
+    pub range: IpNet,
+}
+
+/// An entry of `CIDRS`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceCidr {
+    pub place: u32,
+    pub cidr: IpNet,
 }
 
 /// An entry of `LIVE`.
@@ -116,10 +198,10 @@ pub fn dump(
         frontends: tables
             .frontends
             .iter()
-            .map(|(key, service)| Frontend {
+            .map(|(key, target)| Frontend {
                 frontend: frontend(key),
-                service: (*service != NO_SERVICE).then_some(*service),
-                name: name(service),
+                target: Target::of(key, *target),
+                name: index(*target).and_then(|service| name(&service)),
             })
             .collect(),
         services: tables
@@ -136,13 +218,31 @@ pub fn dump(
             .rows
             .iter()
             .map(|(row, backend)| match headers.get(row) {
-                Some(_) => header(*row, backend),
+                Some(_) => Row::Header(Header::of(*row, backend)),
                 None => Row::Backend {
                     row: *row,
                     address: socket(&backend.address, backend.port),
                     id: backend.id,
                     generation: backend.generation,
                 },
+            })
+            .collect(),
+        source_ranges: tables
+            .ranges
+            .iter()
+            .filter_map(|entry| {
+                Some(SourceRange {
+                    set: entry.key.set,
+                    range: entry.range()?.network()?,
+                })
+            })
+            .collect(),
+        cidrs: tables
+            .cidrs
+            .iter()
+            .filter_map(|(&place, cidr)| {
+                let cidr = Range::from(*cidr).network()?;
+                Some(ServiceCidr { place, cidr })
             })
             .collect(),
         live: tables
@@ -170,13 +270,94 @@ pub fn dump(
     }
 }
 
-fn header(row: u32, header: &Backend) -> Row {
-    Row::Header {
-        row,
-        service: header.id,
-        frontend: socket(&header.address, header.port),
-        count: header.count,
-        draining: header.draining,
+impl Target {
+    fn of(key: &FrontendKey, target: service::Target) -> Self {
+        match target {
+            service::Target::Undefined => Self::Refused,
+            service::Target::NodeAddress { ports } => Self::NodeAddress { node_ports: ports },
+            service::Target::Service { index, kind } => Self::Service {
+                service: index,
+                kind: FrontendType::of(key, kind),
+            },
+        }
+    }
+}
+
+/// `service 1 NodePort`; a ClusterIP needs no word.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused => f.write_str("refused"),
+            Self::NodeAddress { node_ports: false } => f.write_str("node address"),
+            Self::NodeAddress { node_ports: true } => f.write_str("node address with NodePorts"),
+            Self::Service {
+                service,
+                kind: FrontendType::ClusterIP,
+            } => write!(f, "service {service}"),
+            Self::Service { service, kind } => write!(f, "service {service} {kind}"),
+        }
+    }
+}
+
+impl Header {
+    fn of(row: u32, header: &Backend) -> Self {
+        Self {
+            row,
+            service: header.id,
+            frontend: socket(&header.address, header.port),
+            count: header.count,
+            local: header.local,
+            only_local: header.only_local,
+            draining: header.draining,
+            affinity: header.affinity,
+            ranges: header.ranges,
+            internal_local: header.internal_local != 0,
+            external_local: header.external_local != 0,
+            any: header.any != 0,
+        }
+    }
+}
+
+/// What is not as usual comes last, each with a word.
+impl fmt::Display for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            row,
+            service,
+            frontend,
+            count,
+            local,
+            only_local,
+            draining,
+            affinity,
+            ranges,
+            internal_local,
+            external_local,
+            any,
+        } = *self;
+        write!(
+            f,
+            "BACKENDS {row} = service {service} {frontend} chosen {count} draining {draining}"
+        )?;
+        if local > 0 {
+            write!(f, " local {local} only-local {only_local}")?;
+        }
+        if internal_local {
+            f.write_str(" internal-local")?;
+        }
+        if external_local {
+            f.write_str(" external-local")?;
+        }
+        if any && count == 0 {
+            f.write_str(" endpoints-elsewhere")?;
+        }
+        if affinity > 0 {
+            write!(f, " affinity {affinity}s")?;
+        }
+        if ranges > 0 {
+            write!(f, " source-ranges {ranges}")?;
+        }
+        Ok(())
     }
 }
 
@@ -187,6 +368,8 @@ impl fmt::Display for Dump {
             services,
             backends,
             live,
+            source_ranges,
+            cidrs,
             interfaces,
             endpoints,
         } = self;
@@ -196,13 +379,11 @@ impl fmt::Display for Dump {
         };
         for Frontend {
             frontend,
-            service,
+            target,
             name,
         } in frontends
         {
-            let service =
-                service.map_or("refused".to_owned(), |service| format!("service {service}"));
-            writeln!(f, "FRONTENDS {frontend} -> {service}{}", known(name))?;
+            writeln!(f, "FRONTENDS {frontend} -> {target}{}", known(name))?;
         }
         for Service {
             service,
@@ -219,16 +400,7 @@ impl fmt::Display for Dump {
         }
         for row in backends {
             match row {
-                Row::Header {
-                    row,
-                    service,
-                    frontend,
-                    count,
-                    draining,
-                } => writeln!(
-                    f,
-                    "BACKENDS {row} = service {service} {frontend} chosen {count} draining {draining}"
-                ),
+                Row::Header(header) => writeln!(f, "{header}"),
                 Row::Backend {
                     row,
                     address,
@@ -254,6 +426,12 @@ impl fmt::Display for Dump {
                 if *live { "live" } else { "dead" }
             )?;
         }
+        for SourceRange { set, range } in source_ranges {
+            writeln!(f, "SOURCE_RANGES {set} holds {range}")?;
+        }
+        for ServiceCidr { place, cidr } in cidrs {
+            writeln!(f, "CIDRS {place} = {cidr}")?;
+        }
         for Interface { interface, slot } in interfaces {
             writeln!(f, "INTERFACES {interface} -> slot {slot}")?;
         }
@@ -273,37 +451,78 @@ impl fmt::Display for Dump {
     }
 }
 
-/// What every frontend leads to, in names: equal for tables that mean the same, whatever ids, rows
-/// and indices they use.
+/// What every frontend leads to, in names: equal for tables that mean the same, whatever ids, rows,
+/// sets and indices they use.
 pub fn resolved(tables: &ServiceTables, names: &BTreeMap<u32, PortName>) -> String {
     let mut text = String::new();
-    for (key, service) in &tables.frontends {
-        text += &frontend(key);
-        match tables.resolve(*service).filter(|_| *service != NO_SERVICE) {
-            None if *service == NO_SERVICE => text += " -> refused",
-            None => text += " -> broken",
-            Some(backends) => {
+    for (key, target) in &tables.frontends {
+        text += &format!("{} -> ", frontend(key));
+        match *target {
+            service::Target::Service { index, kind } => {
                 let name = names
-                    .get(service)
+                    .get(&index)
                     .map_or("nameless".to_owned(), PortName::to_string);
-                text += &format!(" -> {name}: {}", list(&backends.chosen));
-                if !backends.draining.is_empty() {
-                    text += &format!("; draining {}", list(&backends.draining));
-                }
+                text += &match tables.resolve(index) {
+                    Some(choice) => format!("{name}: {}", way(kind, &choice)),
+                    None => "broken".to_owned(),
+                };
             }
+            other => text += &Target::of(key, other).to_string(),
         }
         text.push('\n');
+    }
+    for cidr in tables.cidrs.values() {
+        let network = Range::from(*cidr).network();
+        let network = network.map_or("broken".to_owned(), |network| network.to_string());
+        text += &format!("{network} -> dropped\n");
     }
     text
 }
 
-fn list(backends: &[BackendKey]) -> String {
-    if backends.is_empty() {
-        return "refused".to_owned();
+/// Where flows to a frontend of this kind go.
+fn way(kind: FrontendKind, choice: &Choice) -> String {
+    let Choice {
+        internal_local,
+        external_local,
+        affinity,
+        ranges,
+        backends,
+    } = choice;
+    let local = list(backends.local_list(), true, backends.any);
+    let cluster = list(backends.cluster_list(), false, backends.any);
+    let mut text = match kind {
+        FrontendKind::Internal if *internal_local => local,
+        FrontendKind::Internal => cluster,
+        FrontendKind::External | FrontendKind::LoadBalancer if *external_local => {
+            format!("{local}; from this node {cluster}")
+        }
+        FrontendKind::External | FrontendKind::LoadBalancer => cluster,
+    };
+    if !backends.draining.is_empty() {
+        text += &format!("; draining {}", addresses(backends.draining.iter()));
     }
-    let addresses = backends
-        .iter()
-        .map(|key| socket(&key.address, key.port).to_string());
+    if *affinity > 0 {
+        text += &format!("; affinity {affinity}s");
+    }
+    if kind == FrontendKind::LoadBalancer && !ranges.is_empty() {
+        let networks = ranges.iter().filter_map(Range::network);
+        let networks: Vec<_> = networks.map(|network| network.to_string()).collect();
+        text += &format!("; only from {}", networks.join(" "));
+    }
+    text
+}
+
+/// The backends of a list, or what becomes of flows where it is empty.
+fn list<'a>(backends: impl Iterator<Item = &'a BackendKey>, local: bool, any: bool) -> String {
+    match addresses(backends) {
+        text if !text.is_empty() => text,
+        _ if local && any => "dropped".to_owned(),
+        _ => "refused".to_owned(),
+    }
+}
+
+fn addresses<'a>(backends: impl Iterator<Item = &'a BackendKey>) -> String {
+    let addresses = backends.map(|key| socket(&key.address, key.port).to_string());
     addresses.collect::<Vec<_>>().join(" ")
 }
 

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 use lb_userspace::{
     api::{self, Query},
     names::Names,
-    status::{Agent, Port, Service, Status},
+    render::FrontendType,
+    status::{Agent, Frontend, Policy, Port, Service, Status},
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -56,9 +57,18 @@ fn service(name: String) -> Service {
         family: "IPv4".to_owned(),
         index: 1,
         revision: 7,
-        frontends: vec![([10, 96, 0, 1], 80).into()],
+        frontends: vec![Frontend {
+            address: ([10, 96, 0, 1], 80).into(),
+            kind: FrontendType::ClusterIP,
+        }],
+        internal_traffic_policy: Policy::Cluster,
+        external_traffic_policy: Policy::Cluster,
+        affinity: None,
+        source_ranges: vec![],
         backends: vec![([10, 0, 0, 1], 8080).into()],
+        local_backends: vec![],
         draining: vec![],
+        any_endpoints: true,
     };
     Service {
         service: name,

@@ -15,7 +15,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use lb_userspace::{
-    compile,
+    compile::{self, Local},
+    node_view::{NodePortAddresses, NodeView},
     plan::{Allocations, ServiceTables, Sizes},
     render,
     source::manifests::Manifests,
@@ -25,6 +26,8 @@ use lb_userspace::{
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::time::timeout;
 
+/// The node whose tables they are; where the state has its Node, the addresses listed there are all.
+const NODE: &str = "node-a";
 const SEPARATOR: &str = "# ---- then\n";
 
 fn main() -> Result<ExitCode> {
@@ -83,13 +86,11 @@ async fn play(states: &[&str]) -> Result<String> {
     for (number, state) in (1..).zip(states) {
         fs::write(&file, state)?;
         let manifests = Manifests::open(directory.path())?;
-        let changes = changes.get_or_insert_with(|| manifests.changes("node-a").boxed());
+        let changes = changes.get_or_insert_with(|| manifests.changes(NODE).boxed());
         node.follow(changes).await?;
 
         let mut fresh = Node::default();
-        fresh
-            .follow(&mut manifests.changes("node-a").boxed())
-            .await?;
+        fresh.follow(&mut manifests.changes(NODE).boxed()).await?;
         ensure!(
             node.resolved() == fresh.resolved(),
             "a fresh start differs in state {number}"
@@ -106,6 +107,7 @@ async fn play(states: &[&str]) -> Result<String> {
 /// An agent without a kernel.
 struct Node {
     world: World,
+    local: Local,
     allocations: Allocations,
     tables: ServiceTables,
 }
@@ -116,6 +118,7 @@ impl Default for Node {
         let allocations = Allocations::restore(tables.clone(), Sizes::KERNEL);
         Self {
             world: World::default(),
+            local: Local::default(),
             allocations,
             tables,
         }
@@ -140,11 +143,22 @@ impl Node {
         while let Some(Some(change)) = changes.next().now_or_never() {
             dirty.merge(self.world.apply(change));
         }
+        let local = Local::of(&self.world, NODE);
+        if local != self.local {
+            let all = self.world.services().map(|(key, _)| key.clone());
+            dirty.services.extend(all);
+            self.local = local;
+        }
         let desired = dirty.services.into_iter().map(|key| {
-            let desired = compile::service(&self.world, &key);
+            let desired = compile::service(&self.world, &self.local, &key);
             (key, desired)
         });
-        let plan = self.allocations.plan(&desired.collect::<BTreeMap<_, _>>());
+        let node = self.world.node(NODE);
+        let listed = node.map(|node| &node.addresses[..]).unwrap_or_default();
+        let all = listed.iter().copied().collect();
+        let view = NodeView::new(&all, listed, &[NodePortAddresses::Primary]);
+        let node = compile::node(&self.world, &view);
+        let plan = self.allocations.plan(&desired.collect(), Some(&node));
         ensure!(plan.no_room.is_empty(), "no room: {:?}", plan.no_room);
         plan.ops.iter().for_each(|op| self.tables.apply(op));
         ensure!(

@@ -1,6 +1,10 @@
 //! What the tables should say, from what the world says. Pure: the same objects give the same
 //! result, whatever came before.
 
+mod categorize;
+mod local;
+mod node;
+mod range;
 mod service;
 
 use std::{
@@ -9,10 +13,18 @@ use std::{
     str::FromStr,
 };
 
-use lb_common::{address::Address, service::FrontendKey};
+use lb_common::{
+    address::Address,
+    service::{Backend, FrontendKey, FrontendKind},
+};
 use serde::{Deserialize, Serialize};
 
-pub use self::service::service;
+pub use self::{
+    local::Local,
+    node::{DesiredNode, node},
+    range::{Range, Ranges},
+    service::service,
+};
 use crate::world::{Family, ObjectKey, Protocol};
 
 /// One port of a service in one address family: what has an index in `SERVICES`.
@@ -95,7 +107,7 @@ impl FromStr for PortName {
 /// What the tables should say about one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// The service's own addresses: a port of these that no service defines is refused.
+    /// The service's ClusterIPs: a port of these that no service defines is refused.
     pub addresses: BTreeSet<Address>,
     pub ports: BTreeMap<PortName, Port>,
 }
@@ -103,9 +115,23 @@ pub struct Desired {
 /// What the tables should say about one port of a service in one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// What clients dial. The first is the ClusterIP, by which the service is known again after a
-    /// restart.
-    pub frontends: Vec<FrontendKey>,
+    /// What clients dial, and what that is to the service; the ClusterIP first. By these the service
+    /// is known again after a restart.
+    pub frontends: Vec<(FrontendKey, FrontendKind)>,
+    pub choice: Choice,
+}
+
+/// How a service port chooses a backend for a new flow: what changes at once for all its frontends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// `internalTrafficPolicy: Local`, for flows to the ClusterIP.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`, for flows to any other frontend.
+    pub external_local: bool,
+    /// Seconds for which a client keeps its backend; 0: every flow chooses anew.
+    pub affinity: u32,
+    /// The sources that may dial the load balancer's IPs; none: any source.
+    pub ranges: Ranges,
     pub backends: Backends,
 }
 
@@ -117,19 +143,50 @@ pub struct BackendKey {
     pub port: u16,
 }
 
-/// The backends of a service port, each once, in order of address and port.
+impl From<&Backend> for BackendKey {
+    fn from(row: &Backend) -> Self {
+        Self {
+            address: row.address,
+            port: row.port,
+        }
+    }
+}
+
+/// The backends of a service port, each once; each group in order of address and port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backends {
-    /// Those that new flows choose from. None: new flows are refused.
-    pub chosen: Vec<BackendKey>,
+    /// On the local list, which flows use that must stay on this node.
+    pub only_local: Vec<BackendKey>,
+    /// On the local list and on the cluster list.
+    pub both: Vec<BackendKey>,
+    /// On the cluster list, which all other flows use.
+    pub only_cluster: Vec<BackendKey>,
     /// Those that only keep the flows they have.
     pub draining: Vec<BackendKey>,
+    /// Whether some endpoint, here or elsewhere, is fit for new flows: with none, clients are
+    /// refused; else an empty local list drops what must stay on this node.
+    pub any: bool,
 }
 
 impl Backends {
+    /// What flows choose from that must stay on this node.
+    pub fn local_list(&self) -> impl Iterator<Item = &BackendKey> {
+        self.only_local.iter().chain(&self.both)
+    }
+
+    /// What all other flows choose from.
+    pub fn cluster_list(&self) -> impl Iterator<Item = &BackendKey> {
+        self.both.iter().chain(&self.only_cluster)
+    }
+
+    /// Those that some flow may choose, in the order of the table.
+    pub fn chosen(&self) -> impl Iterator<Item = &BackendKey> {
+        self.local_list().chain(&self.only_cluster)
+    }
+
     /// Those that may be chosen, then those that drain.
     pub fn all(&self) -> impl Iterator<Item = &BackendKey> {
-        self.chosen.iter().chain(&self.draining)
+        self.chosen().chain(&self.draining)
     }
 }
 

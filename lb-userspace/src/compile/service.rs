@@ -1,14 +1,20 @@
-//! Which backends serve a service port.
+//! What the tables should say about a service: what clients dial, and where new flows go.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_common::{address::from_ip, service::FrontendKey};
+use lb_common::{
+    address::from_ip,
+    service::{FrontendKey, FrontendKind},
+};
 
-use super::{BackendKey, Backends, Desired, Port, PortName};
+use super::{
+    BackendKey, Backends, Choice, Desired, Local, Port, PortName, Ranges,
+    categorize::{Candidate, Place, Policies, categorize},
+};
 use crate::world::{Endpoint, Family, ObjectKey, Service, ServicePort, World};
 
 /// What the tables should say about one service; nothing where there is no such service.
-pub fn service(world: &World, key: &ObjectKey) -> Desired {
+pub fn service(world: &World, local: &Local, key: &ObjectKey) -> Desired {
     let mut desired = Desired::default();
     let Some(service) = world.service(key) else {
         return desired;
@@ -30,15 +36,22 @@ pub fn service(world: &World, key: &ObjectKey) -> Desired {
                 protocol: *protocol,
                 family,
             };
+            let choice = Choice {
+                internal_local: false,
+                external_local: false,
+                affinity: 0,
+                ranges: Ranges::new(),
+                backends: backends(world, local, &name),
+            };
             desired
                 .ports
                 .entry(name)
-                .or_insert_with_key(|name| Port {
+                .or_insert_with(|| Port {
                     frontends: Vec::new(),
-                    backends: backends(world, name),
+                    choice,
                 })
                 .frontends
-                .push(frontend);
+                .push((frontend, FrontendKind::Internal));
         }
     }
     desired
@@ -56,21 +69,24 @@ fn own_addresses<'a>(
         .filter(move |address| world.owner_of(**address) == Some(key))
 }
 
-/// Ready endpoints are chosen; where there are none, those that terminate but still serve. Whatever
-/// else serves keeps the flows it has (`CategorizeEndpoints` of kube-proxy, cluster list).
-fn backends(world: &World, name: &PortName) -> Backends {
+fn backends(world: &World, local: &Local, name: &PortName) -> Backends {
+    let place = Place {
+        node: &local.node,
+        zone: local.zone.as_deref(),
+    };
     let endpoints = endpoints(world, name);
-    let last_resort = !endpoints.values().any(|endpoint| endpoint.ready);
-    let chosen = |e: &Endpoint| e.ready || last_resort && e.serving && e.terminating;
-    let mut backends = Backends::default();
-    for (key, endpoint) in endpoints {
-        if chosen(endpoint) {
-            backends.chosen.push(key);
-        } else if endpoint.serving {
-            backends.draining.push(key);
-        }
-    }
-    backends
+    let endpoints = endpoints.into_iter().map(|(key, endpoint)| {
+        let candidate = Candidate {
+            ready: endpoint.ready,
+            serving: endpoint.serving,
+            terminating: endpoint.terminating,
+            local: endpoint.node.as_deref() == Some(&local.node),
+            nodes: &[],
+            zones: &[],
+        };
+        (key, candidate)
+    });
+    categorize(&endpoints.collect(), Policies::default(), place)
 }
 
 /// The endpoints of a service port, from all slices whose port has its name and protocol.

@@ -127,12 +127,13 @@ impl Node {
     }
 
     fn program(&mut self) {
+        let local = Local::of(&self.world, "node-a");
         let dirty = std::mem::take(&mut self.dirty).into_iter();
         let desired = dirty
-            .map(|key| (key.clone(), service(&self.world, &key)))
+            .map(|key| (key.clone(), service(&self.world, &local, &key)))
             .collect();
         self.allocations
-            .plan(&desired)
+            .plan(&desired, None)
             .ops
             .iter()
             .for_each(|op| self.tables.apply(op));

@@ -3,20 +3,27 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{
+    Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key as LpmKey,
+};
 use lb_common::{
     address::Address,
     endpoint::{Bucket, Endpoint, EndpointKey, INTERFACE_BUCKETS, Interface},
     flow::{Flow, FlowKey},
     reason::Reason,
-    service::{Backend, Extent, Frontend, FrontendKey},
+    service::{
+        Backend, Cidr, Extent, Frontend, FrontendKey, FrontendKind, MAX_CIDRS, RangeKey, Target,
+    },
 };
 
 use super::{Barrier, Pins, layout::TABLES, mapped::Mapped};
-use crate::plan::{Op, ServiceTables};
+use crate::plan::{Op, RangeEntry, ServiceTables};
 
 /// What a frontend that is not its key's own is read as: a service that is not there.
-const NOT_ITS_OWN: u32 = u32::MAX;
+const NOT_ITS_OWN: Target = Target::Service {
+    index: 0,
+    kind: FrontendKind::Internal,
+};
 
 /// The tables of the node.
 pub struct Tables {
@@ -24,6 +31,8 @@ pub struct Tables {
     services: Mapped<Extent>,
     backends: Mapped<Backend>,
     live: Mapped<u32>,
+    ranges: LpmTrie<MapData, RangeKey, u8>,
+    cidrs: Array<MapData, Cidr>,
     interfaces: Array<MapData, Bucket>,
     endpoints: HashMap<MapData, EndpointKey, Endpoint>,
     counters: PerCpuArray<MapData, u64>,
@@ -39,6 +48,8 @@ impl Tables {
             services: mapped(pins, "SERVICES")?,
             backends: mapped(pins, "BACKENDS")?,
             live: mapped(pins, "LIVE")?,
+            ranges: Map::LpmTrie(open(pins, "SOURCE_RANGES")?).try_into()?,
+            cidrs: Map::Array(open(pins, "CIDRS")?).try_into()?,
             interfaces: Map::Array(open(pins, "INTERFACES")?).try_into()?,
             endpoints: Map::HashMap(open(pins, "ENDPOINTS")?).try_into()?,
             counters: Map::PerCpuArray(open(pins, "COUNTERS")?).try_into()?,
@@ -52,9 +63,9 @@ impl Tables {
             Op::Live { id, generation } => self.live.set(id, generation),
             Op::Row { row, backend } => self.backends.set(row, backend),
             Op::Service { service, extent } => self.services.set(service, extent),
-            Op::Frontend { key, service } => {
+            Op::Frontend { key, target } => {
                 let frontend = Frontend {
-                    target: service,
+                    target: target.pack(),
                     check: key.check(),
                 };
                 self.frontends
@@ -64,6 +75,15 @@ impl Tables {
             Op::NoFrontend { key } => {
                 absent_is_fine(self.frontends.remove(&key)).context("write FRONTENDS")
             }
+            Op::SourceRange { entry } => {
+                let written = self.ranges.insert(&lpm_key(entry), 1, 0);
+                written.context("write SOURCE_RANGES")
+            }
+            Op::NoSourceRange { entry } => {
+                let removed = self.ranges.remove(&lpm_key(entry));
+                absent_is_fine(removed).context("write SOURCE_RANGES")
+            }
+            Op::Cidr { place, cidr } => self.cidrs.set(place, cidr, 0).context("write CIDRS"),
             Op::Barrier => self.wait(),
         }
     }
@@ -79,14 +99,23 @@ impl Tables {
 
     /// Reads the tables of services.
     pub fn services(&self) -> Result<ServiceTables> {
-        let mut frontends = BTreeMap::new();
-        for entry in self.frontends.iter() {
-            let (key, frontend) = entry.context("read FRONTENDS")?;
-            let own = frontend.check == key.check();
-            frontends.insert(key, if own { frontend.target } else { NOT_ITS_OWN });
-        }
+        let frontends = self.frontends.iter();
+        let frontends = frontends.map(|entry| {
+            let (key, frontend) = entry?;
+            Ok((key, target(&key, frontend)))
+        });
+        let ranges = self.ranges.iter();
+        let ranges = ranges.map(|entry| {
+            let (key, _) = entry?;
+            Ok(RangeEntry {
+                key: key.data(),
+                prefix: key.prefix_len(),
+            })
+        });
         Ok(ServiceTables {
-            frontends,
+            frontends: all(frontends).context("read FRONTENDS")?,
+            ranges: all(ranges).context("read SOURCE_RANGES")?,
+            cidrs: self.cidrs()?,
             services: self
                 .services
                 .iter()
@@ -103,6 +132,17 @@ impl Tables {
                 .filter(|(_, generation)| *generation != 0)
                 .collect(),
         })
+    }
+
+    fn cidrs(&self) -> Result<BTreeMap<u32, Cidr>> {
+        let mut cidrs = BTreeMap::new();
+        for place in 0..MAX_CIDRS as u32 {
+            let cidr = self.cidrs.get(&place, 0).context("read CIDRS")?;
+            if cidr != Cidr::FREE {
+                cidrs.insert(place, cidr);
+            }
+        }
+        Ok(cidrs)
     }
 
     /// The slot of each pod interface, by interface index.
@@ -199,6 +239,26 @@ impl Flows {
             half_open: Map::LruHashMap(open(pins, "HALF_OPEN")?).try_into()?,
         })
     }
+}
+
+fn all<T, C: FromIterator<T>>(
+    entries: impl Iterator<Item = Result<T, MapError>>,
+) -> Result<C, MapError> {
+    entries.collect()
+}
+
+/// What a frontend leads to, if the value is the key's own and one that we write.
+fn target(key: &FrontendKey, frontend: Frontend) -> Target {
+    let target = Target::unpack(frontend.target);
+    if frontend.check == key.check() && target.pack() == frontend.target {
+        target
+    } else {
+        NOT_ITS_OWN
+    }
+}
+
+fn lpm_key(RangeEntry { key, prefix }: RangeEntry) -> LpmKey<RangeKey> {
+    LpmKey::new(prefix, key)
 }
 
 /// Removing what is not there is no error.

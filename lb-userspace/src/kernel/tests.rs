@@ -15,6 +15,7 @@ use lb_common::{
     endpoint::Endpoint,
     flow::{Direction, Flow, FlowKey, Tuple},
     headers::UDP,
+    service::{FrontendKey, FrontendKind},
 };
 use nix::{
     mount::{MsFlags, mount},
@@ -26,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{tables::Flows, *};
 use crate::{
-    compile::{BackendKey, Backends, Desired, Port},
+    compile::{BackendKey, Backends, Choice, Desired, DesiredNode, Port, Range},
     plan::{Allocations, Sizes},
     world::ObjectKey,
 };
@@ -137,14 +138,43 @@ fn backend(text: &str) -> BackendKey {
     }
 }
 
+fn range(text: &str) -> Range {
+    Range::from(text.parse::<ipnet::IpNet>().expect("a network"))
+}
+
+fn node() -> DesiredNode {
+    let address = from_ip("192.168.0.1".parse().expect("an address"));
+    DesiredNode {
+        addresses: BTreeMap::from([(address, true)]),
+        cidrs: BTreeSet::from(["10.96.0.0/12", "fd00::/108"].map(|text| range(text).cidr())),
+    }
+}
+
 fn desired() -> BTreeMap<ObjectKey, Desired> {
-    let cluster_ip = from_ip("10.96.0.10".parse().expect("an address"));
+    let [cluster_ip, vip] =
+        ["10.96.0.10", "203.0.113.1"].map(|text| from_ip(text.parse().expect("an address")));
     let name = "default/web:http/TCP/IPv4".parse().expect("a name");
     let port = Port {
-        frontends: vec![lb_common::service::FrontendKey::new(cluster_ip, 80, 6)],
-        backends: Backends {
-            chosen: vec![backend("10.0.1.1:8080"), backend("10.0.1.2:8080")],
-            draining: vec![backend("10.0.1.3:8080")],
+        frontends: vec![
+            (FrontendKey::new(cluster_ip, 80, 6), FrontendKind::Internal),
+            (FrontendKey::new(vip, 80, 6), FrontendKind::LoadBalancer),
+            (
+                FrontendKey::node_port(true, 30080, 6),
+                FrontendKind::External,
+            ),
+        ],
+        choice: Choice {
+            internal_local: false,
+            external_local: true,
+            affinity: 60,
+            ranges: ["192.0.2.0/24", "198.51.100.7/32"].map(range).into(),
+            backends: Backends {
+                only_local: vec![],
+                both: vec![backend("10.0.1.1:8080")],
+                only_cluster: vec![backend("10.0.1.2:8080")],
+                draining: vec![backend("10.0.1.3:8080")],
+                any: true,
+            },
         },
     };
     let desired = Desired {
@@ -173,7 +203,7 @@ fn tables_say_what_was_written_and_outlive_the_agent() {
         let mut tables = Tables::open(&pins).expect("tables");
         let mut allocations =
             Allocations::restore(tables.services().expect("a reading"), Sizes::KERNEL);
-        for op in allocations.plan(&desired()).ops {
+        for op in allocations.plan(&desired(), Some(&node())).ops {
             tables.apply(&op).expect("a write");
         }
         let address = from_ip("10.0.1.1".parse().expect("an address"));
@@ -205,6 +235,12 @@ fn tables_say_what_was_written_and_outlive_the_agent() {
         );
         let slots = BTreeMap::from([(7, 3), (7 + 2 * 16_384, 5), (7 + 3 * 16_384, 6)]);
         assert_eq!(tables.interfaces().expect("a reading"), slots);
+        let gone = desired().into_keys().map(|key| (key, Desired::default()));
+        let node = DesiredNode::default();
+        for op in allocations.plan(&gone.collect(), Some(&node)).ops {
+            tables.apply(&op).expect("a write");
+        }
+        assert_eq!(&tables.services().expect("a reading"), allocations.tables());
         tables.remove_endpoint(address).expect("a write");
         tables.remove_endpoint(address).expect("absent is fine");
         assert!(

@@ -1,10 +1,15 @@
 //! Which writes, in which order, make the tables say what is desired.
 //!
 //! Pure and deterministic. At every step a packet finds each service as it was or as it will be:
-//! a changed service gets a new extent, whose backends are born first; one store moves the service
-//! to it; frontends appear after their service and vanish before it; and nothing is used again
-//! until a [`Op::Barrier`] has waited for the programs that may still read it.
+//! a changed service gets a new extent, whose backends are born and whose source ranges are written
+//! first; frontends vanish before their service changes, one store moves it, and they appear after
+//! that; and nothing is used again until a [`Op::Barrier`] has waited for the programs that may
+//! still read it.
 
+mod extent;
+mod node;
+mod restore;
+mod sets;
 mod space;
 mod tables;
 
@@ -13,20 +18,18 @@ use std::{
     fmt,
 };
 
-use lb_common::{
-    address::UNSPECIFIED,
-    service::{
-        Backend, Extent, FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS, MAX_SERVICES,
-        NO_SERVICE, is_live,
-    },
+use lb_common::service::{
+    Backend, Extent, FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_CIDRS, MAX_FRONTENDS,
+    MAX_SERVICES, MAX_SOURCE_RANGES, Target,
 };
 
+use self::{restore::Found, sets::Sets};
 pub use self::{
     space::Space,
-    tables::{Op, ServiceTables},
+    tables::{Op, RangeEntry, ServiceTables, index},
 };
 use crate::{
-    compile::{BackendKey, Backends, Desired, Port, PortName},
+    compile::{Desired, DesiredNode, PortName},
     world::ObjectKey,
 };
 
@@ -37,6 +40,8 @@ pub struct Sizes {
     pub services: u32,
     pub rows: u32,
     pub ids: u32,
+    pub ranges: usize,
+    pub cidrs: u32,
 }
 
 impl Sizes {
@@ -46,6 +51,8 @@ impl Sizes {
         services: MAX_SERVICES as u32,
         rows: MAX_BACKENDS as u32,
         ids: MAX_BACKEND_IDS as u32,
+        ranges: MAX_SOURCE_RANGES,
+        cidrs: MAX_CIDRS as u32,
     };
 }
 
@@ -56,6 +63,8 @@ pub enum Full {
     Services,
     Backends,
     Live,
+    SourceRanges,
+    Cidrs,
 }
 
 impl fmt::Display for Full {
@@ -65,16 +74,50 @@ impl fmt::Display for Full {
             Self::Services => "SERVICES",
             Self::Backends => "BACKENDS",
             Self::Live => "LIVE",
+            Self::SourceRanges => "SOURCE_RANGES",
+            Self::Cidrs => "CIDRS",
         })
+    }
+}
+
+/// What a table may have no room for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    Port(PortName),
+    /// The ClusterIPs of a service.
+    Addresses(ObjectKey),
+    /// The addresses of this node.
+    NodeAddresses,
+    ServiceCidrs,
+}
+
+impl Item {
+    /// The service that it belongs to; `None` where it is the node's.
+    pub fn service(&self) -> Option<&ObjectKey> {
+        match self {
+            Self::Port(name) => Some(&name.service),
+            Self::Addresses(service) => Some(service),
+            Self::NodeAddresses | Self::ServiceCidrs => None,
+        }
+    }
+}
+
+/// `default/web:http/TCP/IPv4`, or in words.
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(name) => write!(f, "{name}"),
+            Self::Addresses(service) => write!(f, "the ClusterIPs of {service}"),
+            Self::NodeAddresses => f.write_str("this node's addresses"),
+            Self::ServiceCidrs => f.write_str("the ServiceCIDRs"),
+        }
     }
 }
 
 /// Something that a table has no room for. What the tables said of it before stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoRoom {
-    pub service: ObjectKey,
-    /// The port; `None` for the service's addresses.
-    pub port: Option<PortName>,
+    pub item: Item,
     pub full: Full,
 }
 
@@ -94,14 +137,17 @@ pub struct Allocations {
     tables: ServiceTables,
     /// What each service has.
     services: BTreeMap<ObjectKey, Owned>,
-    /// Who wants each frontend.
+    /// Which service wants each frontend.
     owners: BTreeMap<FrontendKey, ObjectKey>,
+    /// The rows of this node's addresses, which stand wherever no service has the address.
+    addresses: BTreeMap<FrontendKey, Target>,
     /// What was found in the tables, until the first plan.
     found: Found,
     sizes: Sizes,
     indices: Space,
     rows: Space,
     ids: Space,
+    sets: Sets,
 }
 
 /// What one service has.
@@ -112,27 +158,19 @@ struct Owned {
     frontends: BTreeSet<FrontendKey>,
 }
 
-/// Entries of the tables that nobody has claimed yet.
-#[derive(Clone, Debug, Default)]
-struct Found {
-    services: BTreeSet<u32>,
-    frontends: BTreeSet<FrontendKey>,
-    /// Living backends that are in no extent.
-    ids: BTreeSet<u32>,
-    /// Rows that are in no extent.
-    rows: BTreeSet<u32>,
-}
-
 /// One plan in the making: its writes by phase, and what it leaves behind.
 #[derive(Default)]
 struct Draft {
     births: Vec<Op>,
+    ranges: Vec<Op>,
     rows: Vec<Op>,
     flips: Vec<Op>,
     puts: Vec<Op>,
+    /// Networks that come, and those that go.
+    cidrs: (Vec<Op>, Vec<Op>),
     no_room: Vec<NoRoom>,
     renamed: bool,
-    /// Frontends that some service no longer wants.
+    /// Frontends that some service, or this node, no longer wants.
     left: BTreeSet<FrontendKey>,
     /// Services that nobody wants.
     gone: BTreeSet<u32>,
@@ -142,67 +180,13 @@ struct Draft {
     extents: Vec<(u32, u32)>,
 }
 
+impl Draft {
+    fn no_room(&mut self, item: Item, full: Full) {
+        self.no_room.push(NoRoom { item, full });
+    }
+}
+
 impl Allocations {
-    /// Starts from what the tables hold. What of it belongs to whom is found out by the first plan,
-    /// which must be given every service: whatever it does not claim goes.
-    pub fn restore(tables: ServiceTables, sizes: Sizes) -> Self {
-        let mut all = Self {
-            services: BTreeMap::new(),
-            owners: BTreeMap::new(),
-            found: Found {
-                services: BTreeSet::new(),
-                frontends: tables.frontends.keys().copied().collect(),
-                ids: BTreeSet::new(),
-                rows: tables.rows.keys().copied().collect(),
-            },
-            sizes,
-            indices: Space::new(1, sizes.services),
-            rows: Space::new(1, sizes.rows),
-            ids: Space::new(1, sizes.ids),
-            tables,
-        };
-        for (id, _) in all
-            .tables
-            .live
-            .iter()
-            .filter(|(_, generation)| is_live(**generation))
-        {
-            if all.ids.reserve(*id, 1) {
-                all.found.ids.insert(*id);
-            }
-        }
-        all.tables.services.remove(&NO_SERVICE);
-        for (service, extent) in all.tables.services.clone() {
-            all.found.services.insert(service);
-            all.indices.reserve(service, 1);
-            if !all.restore_extent(service, extent.first) {
-                all.tables
-                    .services
-                    .insert(service, Extent { first: 0, ..extent });
-            }
-        }
-        all
-    }
-
-    /// Takes over the extent of a service; false where it is broken or not the service's own.
-    fn restore_extent(&mut self, service: u32, first: u32) -> bool {
-        let Some((rows, _)) = self.tables.extent(service) else {
-            return false;
-        };
-        let ids: BTreeSet<u32> = rows.iter().map(|row| row.id).collect();
-        let own = ids.len() == rows.len() && ids.is_subset(&self.found.ids);
-        if !own || !self.rows.reserve(first, 1 + rows.len() as u32) {
-            return false;
-        }
-        for id in ids {
-            self.found.ids.remove(&id);
-        }
-        for row in first..=first + rows.len() as u32 {
-            self.found.rows.remove(&row);
-        }
-        true
-    }
-
     /// What the tables hold once all plans are applied.
     pub fn tables(&self) -> &ServiceTables {
         &self.tables
@@ -217,15 +201,29 @@ impl Allocations {
             .collect()
     }
 
-    /// Plans for these services; a service without ports and addresses goes.
-    pub fn plan(&mut self, desired: &BTreeMap<ObjectKey, Desired>) -> Plan {
+    /// Plans for these services, and for the node if it is given; a service without ports and
+    /// addresses goes.
+    pub fn plan(
+        &mut self,
+        desired: &BTreeMap<ObjectKey, Desired>,
+        node: Option<&DesiredNode>,
+    ) -> Plan {
         let mut draft = Draft::default();
         for (key, desired) in desired {
             self.plan_service(key, desired, &mut draft);
         }
-        draft.left.append(&mut self.found.frontends);
-        draft.gone.append(&mut self.found.services);
-        draft.dead.append(&mut self.found.ids);
+        if let Some(node) = node {
+            self.plan_node(node, &mut draft);
+        }
+        let Found {
+            services,
+            frontends,
+            ids,
+            ..
+        } = &mut self.found;
+        draft.left.append(frontends);
+        draft.gone.append(services);
+        draft.dead.append(ids);
         self.finish(draft)
     }
 
@@ -234,42 +232,35 @@ impl Allocations {
         let mut after = Owned::default();
         for (name, port) in &desired.ports {
             let index = before.ports.get(name).copied().or_else(|| self.claim(port));
-            match self.plan_port(index, port, draft) {
+            let own = port.frontends.iter().map(|(key, _)| key);
+            let (index, frontends) = match self.plan_port(index, port, draft) {
                 Ok(index) => {
-                    self.plan_frontends(key, port.frontends.iter().copied(), index, draft);
-                    after.ports.insert(name.clone(), index);
-                    after.frontends.extend(&port.frontends);
+                    let target = |kind| Target::Service { index, kind };
+                    let frontends = port.frontends.iter();
+                    let frontends = frontends.map(|(key, kind)| (*key, target(*kind)));
+                    (index, frontends.collect())
                 }
                 Err(full) => {
-                    let (service, port_name) = (key.clone(), Some(name.clone()));
-                    draft.no_room.push(NoRoom {
-                        service,
-                        port: port_name,
-                        full,
-                    });
-                    if let Some(index) = index {
-                        let known = before.frontends.iter().chain(&port.frontends);
-                        let kept = self.leading_to(index, known);
-                        self.plan_frontends(key, kept.iter().copied(), index, draft);
-                        after.ports.insert(name.clone(), index);
-                        after.frontends.extend(kept);
-                    }
+                    draft.no_room(Item::Port(name.clone()), full);
+                    let Some(index) = index else { continue };
+                    (
+                        index,
+                        self.leading_to(index, before.frontends.iter().chain(own)),
+                    )
                 }
-            }
+            };
+            self.put(key, &frontends, draft);
+            after.ports.insert(name.clone(), index);
+            after.frontends.extend(frontends.keys());
         }
-        let whole = desired
-            .addresses
-            .iter()
-            .map(|address| FrontendKey::whole_address(*address));
-        if self.room_for(whole.clone()) {
-            self.plan_frontends(key, whole.clone(), NO_SERVICE, draft);
-            after.frontends.extend(whole);
+        let whole = desired.addresses.iter();
+        let whole = whole.map(|address| FrontendKey::whole_address(*address));
+        let whole: BTreeMap<_, _> = whole.map(|key| (key, Target::Undefined)).collect();
+        if self.room_for(whole.keys()) {
+            self.put(key, &whole, draft);
+            after.frontends.extend(whole.keys());
         } else {
-            draft.no_room.push(NoRoom {
-                service: key.clone(),
-                port: None,
-                full: Full::Frontends,
-            });
+            draft.no_room(Item::Addresses(key.clone()), Full::Frontends);
         }
         self.leave(key, before, &after, draft);
         if !after.ports.is_empty() || !after.frontends.is_empty() {
@@ -277,117 +268,21 @@ impl Allocations {
         }
     }
 
-    /// Those of the frontends that the tables lead to this service.
-    fn leading_to<'a>(
-        &self,
-        service: u32,
-        frontends: impl Iterator<Item = &'a FrontendKey>,
-    ) -> BTreeSet<FrontendKey> {
-        let leads = |key: &&FrontendKey| self.tables.frontends.get(key) == Some(&service);
-        frontends.filter(leads).copied().collect()
-    }
-
-    /// The service that the tables held for this port when we started.
-    fn claim(&mut self, port: &Port) -> Option<u32> {
-        let index = *self.tables.frontends.get(port.frontends.first()?)?;
-        self.found.services.remove(&index).then_some(index)
-    }
-
-    /// Sees to it that the port has a service whose extent says what is desired.
-    fn plan_port(
-        &mut self,
-        index: Option<u32>,
-        port: &Port,
-        draft: &mut Draft,
-    ) -> Result<u32, Full> {
-        if !self.room_for(port.frontends.iter().copied()) {
-            return Err(Full::Frontends);
-        }
-        if let Some(index) = index.filter(|index| self.says(*index, port)) {
-            return Ok(index);
-        }
-        let before = index.map(|index| self.backends(index)).unwrap_or_default();
-        let births = port
-            .backends
-            .all()
-            .filter(|key| !before.contains_key(key))
-            .count();
-        if births > self.ids.free() as usize {
-            return Err(Full::Live);
-        }
-        let length = 1 + port.backends.all().count() as u32;
-        let first = self.rows.take(length).ok_or(Full::Backends)?;
-        let Some(service) = index.or_else(|| self.indices.take(1)) else {
-            self.rows.give(first, length);
-            return Err(Full::Services);
-        };
-        draft.extents.extend(self.extent(service));
-        self.write_extent(service, first, port, before, draft);
-        Ok(service)
-    }
-
-    /// Writes a new extent and moves the service to it.
-    fn write_extent(
-        &mut self,
-        service: u32,
-        first: u32,
-        port: &Port,
-        mut before: BTreeMap<BackendKey, Backend>,
-        draft: &mut Draft,
-    ) {
-        let mut rows = vec![header(service, port)];
-        for key in port.backends.all() {
-            rows.push(before.remove(key).unwrap_or_else(|| self.bear(*key, draft)));
-        }
-        draft.dead.extend(before.values().map(|row| row.id));
-        for (row, backend) in (first..).zip(rows) {
-            self.found.rows.remove(&row);
-            record(&mut self.tables, &mut draft.rows, Op::Row { row, backend });
-        }
-        let revision = self
-            .tables
-            .services
-            .get(&service)
-            .map_or(0, |extent| extent.revision);
-        let extent = Extent {
-            first,
-            revision: revision.wrapping_add(1),
-        };
-        record(
-            &mut self.tables,
-            &mut draft.flips,
-            Op::Service { service, extent },
-        );
-    }
-
-    /// A backend with an id of its own, which no flow has met with this generation.
-    fn bear(&mut self, key: BackendKey, draft: &mut Draft) -> Backend {
-        let id = self.ids.take(1).expect("there was room for all births");
-        let generation = self.tables.generation(id).wrapping_add(1) | 1;
-        record(
-            &mut self.tables,
-            &mut draft.births,
-            Op::Live { id, generation },
-        );
-        Backend::new(key.address, key.port, id, generation)
-    }
-
-    fn plan_frontends(
+    fn put(
         &mut self,
         owner: &ObjectKey,
-        keys: impl Iterator<Item = FrontendKey>,
-        service: u32,
+        frontends: &BTreeMap<FrontendKey, Target>,
         draft: &mut Draft,
     ) {
-        for key in keys {
+        for (&key, &target) in frontends {
             self.owners.insert(key, owner.clone());
-            if self.tables.frontends.get(&key) != Some(&service) {
-                record(
-                    &mut self.tables,
-                    &mut draft.puts,
-                    Op::Frontend { key, service },
-                );
-            }
+            self.write_frontend(key, target, &mut draft.puts);
+        }
+    }
+
+    fn write_frontend(&mut self, key: FrontendKey, target: Target, ops: &mut Vec<Op>) {
+        if self.tables.frontends.get(&key) != Some(&target) {
+            record(&mut self.tables, ops, Op::Frontend { key, target });
         }
     }
 
@@ -407,132 +302,102 @@ impl Allocations {
         }
     }
 
-    /// Orders the writes, and frees what no program can reach once they are done.
-    fn finish(&mut self, draft: Draft) -> Plan {
-        let Draft {
-            births,
-            rows,
-            flips,
-            puts,
-            no_room,
-            renamed,
-            left,
-            gone,
-            mut dead,
-            mut extents,
-        } = draft;
-        let mut ops = [births, rows, flips, puts].concat();
-        for service in &gone {
-            dead.extend(self.backends(*service).values().map(|row| row.id));
-            extents.extend(self.extent(*service));
-        }
-        for key in left
-            .into_iter()
-            .filter(|key| !self.owners.contains_key(key))
-        {
-            record(&mut self.tables, &mut ops, Op::NoFrontend { key });
-        }
-        for id in &dead {
-            let generation = self.tables.generation(*id).wrapping_add(1);
-            record(
-                &mut self.tables,
-                &mut ops,
-                Op::Live {
-                    id: *id,
-                    generation,
-                },
-            );
-        }
-        if !ops.is_empty() || !gone.is_empty() {
-            ops.push(Op::Barrier);
-        }
-        for service in gone {
-            let extent = Extent::default();
-            record(&mut self.tables, &mut ops, Op::Service { service, extent });
-            self.indices.give(service, 1);
-        }
-        let stray = std::mem::take(&mut self.found.rows);
-        for row in extents
-            .iter()
-            .flat_map(|(first, length)| *first..first + length)
-            .chain(stray)
-        {
-            record(
-                &mut self.tables,
-                &mut ops,
-                Op::Row {
-                    row,
-                    backend: Backend::FREE,
-                },
-            );
-        }
-        for id in dead {
-            self.ids.give(id, 1);
-        }
-        for (first, length) in extents {
-            self.rows.give(first, length);
-        }
-        Plan {
-            ops,
-            no_room,
-            renamed,
-        }
-    }
-
-    fn room_for(&self, keys: impl Iterator<Item = FrontendKey>) -> bool {
+    fn room_for<'a>(&self, keys: impl Iterator<Item = &'a FrontendKey>) -> bool {
         let new = keys
             .filter(|key| !self.tables.frontends.contains_key(key))
             .count();
         self.tables.frontends.len() + new <= self.sizes.frontends
     }
 
-    /// Whether the extent in force says what is desired.
-    fn says(&self, service: u32, port: &Port) -> bool {
-        let in_force = self.tables.services.get(&service);
-        let written = in_force.and_then(|extent| self.tables.rows.get(&extent.first));
-        written == Some(&header(service, port))
-            && self.tables.resolve(service).as_ref() == Some(&port.backends)
+    /// Orders the writes, and frees what no program can reach once they are done.
+    fn finish(&mut self, mut draft: Draft) -> Plan {
+        let removals = self.remove_frontends(&draft.left);
+        for service in &draft.gone {
+            let rows = self.backends(*service).into_values();
+            draft.dead.extend(rows.map(|row| row.id));
+            draft.extents.extend(self.extent(*service));
+            self.leave_set(*service);
+        }
+        let deaths = self.kill(&draft.dead);
+        let (networks, no_networks) = draft.cidrs;
+        let mut ops = [
+            no_networks,
+            draft.births,
+            draft.ranges,
+            draft.rows,
+            removals,
+            draft.flips,
+            draft.puts,
+            networks,
+            deaths,
+        ]
+        .concat();
+        if !ops.is_empty() || !draft.gone.is_empty() {
+            ops.push(Op::Barrier);
+        }
+        self.free(draft.gone, &draft.extents, &mut ops);
+        for id in draft.dead {
+            self.ids.give(id, 1);
+        }
+        Plan {
+            ops,
+            no_room: draft.no_room,
+            renamed: draft.renamed,
+        }
     }
 
-    /// The rows of the extent in force.
-    fn backends(&self, service: u32) -> BTreeMap<BackendKey, Backend> {
-        let rows = self
-            .tables
-            .extent(service)
-            .map(|(rows, _)| rows)
-            .unwrap_or_default();
-        rows.into_iter()
-            .map(|row| {
-                (
-                    BackendKey {
-                        address: row.address,
-                        port: row.port,
-                    },
-                    row,
-                )
-            })
-            .collect()
+    /// Removes the frontends that nobody wants; what is an address of this node becomes that again.
+    fn remove_frontends(&mut self, left: &BTreeSet<FrontendKey>) -> Vec<Op> {
+        let mut ops = Vec::new();
+        for &key in left {
+            if self.owners.contains_key(&key) || !self.tables.frontends.contains_key(&key) {
+                continue;
+            }
+            match self.addresses.get(&key) {
+                Some(&target) => self.write_frontend(key, target, &mut ops),
+                None => record(&mut self.tables, &mut ops, Op::NoFrontend { key }),
+            }
+        }
+        ops
     }
 
-    /// First row and length of the extent in force.
-    fn extent(&self, service: u32) -> Option<(u32, u32)> {
-        let (rows, _) = self.tables.extent(service)?;
-        Some((
-            self.tables.services.get(&service)?.first,
-            1 + rows.len() as u32,
-        ))
+    fn kill(&mut self, ids: &BTreeSet<u32>) -> Vec<Op> {
+        let mut ops = Vec::new();
+        for &id in ids {
+            let generation = self.tables.generation(id).wrapping_add(1);
+            record(&mut self.tables, &mut ops, Op::Live { id, generation });
+        }
+        ops
     }
-}
 
-/// The header of the extent that says what is desired.
-fn header(service: u32, port: &Port) -> Backend {
-    let unspecified = FrontendKey::whole_address(UNSPECIFIED);
-    let Backends { chosen, draining } = &port.backends;
-    Backend {
-        count: chosen.len() as u32,
-        draining: draining.len() as u32,
-        any: u8::from(!chosen.is_empty()),
-        ..Backend::header(port.frontends.first().unwrap_or(&unspecified), service)
+    /// Frees services, extents and source ranges that were in force until the barrier.
+    fn free(&mut self, services: BTreeSet<u32>, extents: &[(u32, u32)], ops: &mut Vec<Op>) {
+        for service in services {
+            let extent = Extent::default();
+            record(&mut self.tables, ops, Op::Service { service, extent });
+            self.indices.give(service, 1);
+        }
+        let stray = std::mem::take(&mut self.found.rows);
+        let rows = extents
+            .iter()
+            .flat_map(|(first, length)| *first..first + length);
+        for row in rows.chain(stray) {
+            let backend = Backend::FREE;
+            record(&mut self.tables, ops, Op::Row { row, backend });
+        }
+        for (first, length) in extents {
+            self.rows.give(*first, *length);
+        }
+        let stray = std::mem::take(&mut self.found.ranges);
+        let swept = self.sets.sweep().into_iter();
+        let swept = swept.flat_map(|(set, ranges)| {
+            ranges
+                .into_iter()
+                .map(move |range| RangeEntry::new(set, range))
+        });
+        for entry in swept.chain(stray) {
+            record(&mut self.tables, ops, Op::NoSourceRange { entry });
+        }
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
     links::{self, LinkChange},
     metrics::Snapshot,
     names::Names,
+    node_view::{NodePortAddresses, NodeView},
     plan::NoRoom,
     status::{self, Problem, Status},
     world::{Change, Dirty, Kind, ObjectKey, World},
@@ -102,6 +103,7 @@ pub async fn run(config: Config) -> Result<()> {
     tokio::spawn(api::serve(listener, ask));
     let (surface, mut attempts) = Surface::start(surface);
     let mut agent = Agent {
+        services: Services::new(&node),
         node,
         source,
         pins,
@@ -110,7 +112,6 @@ pub async fn run(config: Config) -> Result<()> {
         names_path,
         started: Instant::now(),
         world: World::default(),
-        services: Services::default(),
         interfaces,
         surface,
         tables,
@@ -210,12 +211,23 @@ impl Agent {
         if waited && !self.waiting {
             info!("everything has been listed");
         }
-        self.services.mark(dirty.services);
+        self.services.mark(&self.world, dirty.services);
+        if dirty.node {
+            self.services.set_node(self.view());
+        }
         if dirty.pods || dirty.node || waited {
             self.interfaces.confirm(&self.world, &self.node);
             self.interfaces.reread();
             self.settle().await;
         }
+    }
+
+    /// The addresses that the Node object lists, NodePorts on the first of each family.
+    fn view(&self) -> NodeView {
+        let node = self.world.node(&self.node);
+        let listed = node.map(|node| &node.addresses[..]).unwrap_or_default();
+        let all = listed.iter().copied().collect();
+        NodeView::new(&all, listed, &[NodePortAddresses::Primary])
     }
 
     async fn apply_links(&mut self, changes: Vec<LinkChange>) {
@@ -418,19 +430,15 @@ impl Agent {
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = status::problems(&self.world);
-        for NoRoom {
-            service,
-            port,
-            full,
-        } in self.services.no_room()
-        {
-            let what = port
-                .as_ref()
-                .map_or("its addresses".to_owned(), ToString::to_string);
+        for NoRoom { item, full } in self.services.no_room() {
+            let (kind, object) = match item.service() {
+                Some(service) => (Kind::Service, service.to_string()),
+                None => (Kind::Node, self.node.clone()),
+            };
             problems.push(Problem {
-                kind: Kind::Service.to_string(),
-                object: service.to_string(),
-                problem: format!("{full} has no room for {what}; what was there before stays"),
+                kind: kind.to_string(),
+                object,
+                problem: format!("{full} has no room for {item}; what was there before stays"),
             });
         }
         if self.services.repaired() > 0 {

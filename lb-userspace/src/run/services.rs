@@ -9,32 +9,71 @@ use anyhow::{Context as _, Result};
 use tracing::{debug, warn};
 
 use crate::{
-    compile::{self, PortName},
+    compile::{self, Local, PortName},
     kernel::Tables,
+    node_view::NodeView,
     plan::{Allocations, NoRoom, Plan, ServiceTables, Sizes},
     world::{ObjectKey, World},
 };
 
 /// The services in the tables, and those whose entries may be out of date.
-#[derive(Default)]
 pub struct Services {
+    /// Where this node stood when the services were last compiled.
+    local: Local,
+    /// The node's addresses, once they are known.
+    view: Option<NodeView>,
     /// What the tables hold; none until they have been read, or when a write has failed.
     allocations: Option<Allocations>,
     dirty: BTreeSet<ObjectKey>,
+    /// What the tables say of the node may be out of date.
+    node_dirty: bool,
     no_room: Vec<NoRoom>,
     /// Entries that the audits found to differ from what was written.
     repaired: usize,
 }
 
 impl Services {
-    /// Marks services to be compiled afresh.
-    pub fn mark(&mut self, services: BTreeSet<ObjectKey>) {
+    /// No services yet, on the node of this name.
+    pub fn new(node: &str) -> Self {
+        Self {
+            local: Local {
+                node: node.to_owned(),
+                ..Local::default()
+            },
+            view: None,
+            allocations: None,
+            dirty: BTreeSet::new(),
+            node_dirty: false,
+            no_room: Vec::new(),
+            repaired: 0,
+        }
+    }
+
+    /// Marks what a change of the world concerns, to be compiled afresh.
+    pub fn mark(&mut self, world: &World, services: BTreeSet<ObjectKey>) {
         self.dirty.extend(services);
+        let local = Local::of(world, &self.local.node);
+        if self.local != local {
+            self.local = local;
+            self.dirty
+                .extend(world.services().map(|(key, _)| key.clone()));
+        }
+    }
+
+    /// Takes note of the node's addresses. Until they are known, the tables say of them what they
+    /// said before.
+    pub fn set_node(&mut self, view: NodeView) {
+        if self.view.as_ref() != Some(&view) {
+            self.view = Some(view);
+            self.node_dirty = true;
+        }
     }
 
     /// Whether something may be out of date.
     pub fn pending(&self) -> bool {
-        self.allocations.is_none() || !self.dirty.is_empty()
+        self.allocations.is_none()
+            || !self.dirty.is_empty()
+            || self.node_dirty && self.view.is_some()
     }
 
     /// Makes the tables say what the world says, and returns when every program sees it. Says whether
@@ -44,30 +83,42 @@ impl Services {
     pub fn program(&mut self, world: &World, tables: &mut Tables) -> Result<bool> {
         let start = Instant::now();
         let mut keys = std::mem::take(&mut self.dirty);
+        let mut node = std::mem::take(&mut self.node_dirty);
         let allocations = match &mut self.allocations {
             Some(allocations) => allocations,
             none => {
                 keys = world.services().map(|(key, _)| key.clone()).collect();
+                node = true;
                 none.insert(restore(tables)?)
             }
         };
-        keys.extend(self.no_room.drain(..).map(|no_room| no_room.service));
+        for NoRoom { item, .. } in self.no_room.drain(..) {
+            match item.service() {
+                Some(service) => drop(keys.insert(service.clone())),
+                None => node = true,
+            }
+        }
         let desired = keys
             .iter()
-            .map(|key| (key.clone(), compile::service(world, key)))
+            .map(|key| (key.clone(), compile::service(world, &self.local, key)))
             .collect();
+        let node = self.view.as_ref().filter(|_| node);
+        let node = node.map(|view| compile::node(world, view));
         let Plan {
             ops,
             no_room,
             renamed,
-        } = allocations.plan(&desired);
-        for NoRoom { service, full, .. } in &no_room {
-            warn!(%service, "{full} is full: what the tables said of the service before stays");
+        } = allocations.plan(&desired, node.as_ref());
+        for NoRoom { item, full } in &no_room {
+            warn!("{full} has no room for {item}: what was there before stays");
         }
         if !ops.is_empty() {
             // What these writes free may be room enough.
-            self.dirty
-                .extend(no_room.iter().map(|no_room| no_room.service.clone()));
+            let services = no_room.iter().filter_map(|no_room| no_room.item.service());
+            self.dirty.extend(services.cloned());
+            self.node_dirty = no_room
+                .iter()
+                .any(|no_room| no_room.item.service().is_none());
         }
         self.no_room = no_room;
         for op in &ops {
@@ -122,7 +173,7 @@ impl Services {
         let fits = !self
             .no_room
             .iter()
-            .any(|no_room| no_room.service == *service);
+            .any(|no_room| no_room.item.service() == Some(service));
         self.allocations.is_some() && !self.dirty.contains(service) && fits
     }
 }
@@ -168,11 +219,8 @@ mod tests {
             problems: Vec::new(),
         };
         let key = ObjectKey::new("default", format!("service-{number}"));
-        services.mark(
-            world
-                .apply(Change::Service(Event::Apply(key, row)))
-                .services,
-        );
+        let dirty = world.apply(Change::Service(Event::Apply(key, row)));
+        services.mark(world, dirty.services);
     }
 
     /// Fills the table behind the agent's back.
@@ -201,7 +249,7 @@ mod tests {
         sandbox(async |pins| {
             drop(kernel::load(pins.clone(), Attach::Tcx, 0).expect("programs"));
             let mut tables = Tables::open(&pins).expect("tables");
-            let (mut world, mut services) = (World::default(), Services::default());
+            let (mut world, mut services) = (World::default(), Services::new("node-a"));
             [
                 Change::Service(Event::Init),
                 Change::Service(Event::InitDone),

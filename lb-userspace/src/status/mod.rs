@@ -9,22 +9,24 @@ use std::{
     path::PathBuf,
 };
 
+use ipnet::IpNet;
 use lb_common::{
     address::to_ip,
     endpoint::MAX_ENDPOINTS,
     flow::{MAX_FLOWS, MAX_HALF_OPEN},
     service::{
-        FrontendKey, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS, MAX_SERVICES, NO_SERVICE,
-        is_live,
+        Extent, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS, MAX_SERVICES, MAX_SOURCE_RANGES,
+        Target, is_live,
     },
 };
 use serde::{Deserialize, Serialize};
 
 pub use self::text::write_services;
 use crate::{
-    compile::{BackendKey, PortName},
+    compile::{BackendKey, Choice, PortName, Range},
     kernel::FlowCounts,
     plan::ServiceTables,
+    render::FrontendType,
     world::{ObjectKey, Severity, World},
 };
 
@@ -134,11 +136,44 @@ pub struct Port {
     pub index: u32,
     /// Changes that took effect.
     pub revision: u32,
-    pub frontends: Vec<SocketAddr>,
-    /// What new flows choose from. None: they are refused.
+    pub frontends: Vec<Frontend>,
+    pub internal_traffic_policy: Policy,
+    pub external_traffic_policy: Policy,
+    /// Seconds for which a client keeps its backend.
+    pub affinity: Option<u32>,
+    /// The sources that may dial the load balancer's IPs; empty: any.
+    pub source_ranges: Vec<IpNet>,
+    /// What new flows choose from that may go to any node. None: they are refused.
     pub backends: Vec<SocketAddr>,
+    /// What new flows choose from that must stay on this node, where a policy says so.
+    pub local_backends: Vec<SocketAddr>,
     /// What keeps only the flows it has.
     pub draining: Vec<SocketAddr>,
+    /// Whether the service has an endpoint anywhere: without, flows are refused, not dropped.
+    pub any_endpoints: bool,
+}
+
+/// What clients dial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Frontend {
+    /// A NodePort has the unspecified address: it is served on the node's own.
+    pub address: SocketAddr,
+    #[serde(rename = "type")]
+    pub kind: FrontendType,
+}
+
+/// A traffic policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Policy {
+    Cluster,
+    Local,
+}
+
+impl Policy {
+    fn of(local: bool) -> Self {
+        if local { Self::Local } else { Self::Cluster }
+    }
 }
 
 /// Something wrong with an object or a source.
@@ -172,6 +207,7 @@ pub fn fills(services: &ServiceTables, endpoints: usize, flows: Option<FlowCount
         Fill::new("SERVICES", services.services.len(), MAX_SERVICES),
         Fill::new("BACKENDS", services.rows.len(), MAX_BACKENDS),
         Fill::new("LIVE", live, MAX_BACKEND_IDS),
+        Fill::new("SOURCE_RANGES", services.ranges.len(), MAX_SOURCE_RANGES),
         Fill::new("ENDPOINTS", endpoints, MAX_ENDPOINTS),
     ];
     if let Some(FlowCounts { two_way, half_open }) = flows {
@@ -201,13 +237,14 @@ impl Service {
 
 /// The services that are in the tables, as far as they have names.
 pub fn services(tables: &ServiceTables, names: &BTreeMap<u32, PortName>) -> Vec<Service> {
-    let mut frontends: BTreeMap<u32, Vec<SocketAddr>> = BTreeMap::new();
-    for (key, index) in tables
-        .frontends
-        .iter()
-        .filter(|(_, index)| **index != NO_SERVICE)
-    {
-        frontends.entry(*index).or_default().push(frontend(key));
+    let mut frontends: BTreeMap<u32, Vec<Frontend>> = BTreeMap::new();
+    for (key, target) in &tables.frontends {
+        if let Target::Service { index, kind } = *target {
+            frontends.entry(index).or_default().push(Frontend {
+                address: SocketAddr::new(to_ip(&key.address), key.port),
+                kind: FrontendType::of(key, kind),
+            });
+        }
     }
     let mut services: BTreeMap<&ObjectKey, Vec<Port>> = BTreeMap::new();
     let mut ports: Vec<_> = names.iter().map(|(index, name)| (name, *index)).collect();
@@ -216,17 +253,11 @@ pub fn services(tables: &ServiceTables, names: &BTreeMap<u32, PortName>) -> Vec<
         let Some(extent) = tables.services.get(&index) else {
             continue;
         };
-        let backends = tables.resolve(index).unwrap_or_default();
-        services.entry(&name.service).or_default().push(Port {
-            port: name.port.clone(),
-            protocol: name.protocol.to_string(),
-            family: name.family.to_string(),
-            index,
-            revision: extent.revision,
-            frontends: frontends.remove(&index).unwrap_or_default(),
-            backends: backends.chosen.iter().map(backend).collect(),
-            draining: backends.draining.iter().map(backend).collect(),
-        });
+        let choice = tables.resolve(index).unwrap_or_default();
+        let mut frontends = frontends.remove(&index).unwrap_or_default();
+        frontends.sort_by_key(|frontend| (frontend.kind, frontend.address));
+        let ports = services.entry(&name.service).or_default();
+        ports.push(Port::of(name, index, extent, frontends, choice));
     }
     services
         .into_iter()
@@ -236,6 +267,40 @@ pub fn services(tables: &ServiceTables, names: &BTreeMap<u32, PortName>) -> Vec<
             versions: BTreeMap::new(),
         })
         .collect()
+}
+
+impl Port {
+    fn of(
+        name: &PortName,
+        index: u32,
+        extent: &Extent,
+        frontends: Vec<Frontend>,
+        choice: Choice,
+    ) -> Self {
+        let Choice {
+            internal_local,
+            external_local,
+            affinity,
+            ranges,
+            backends,
+        } = choice;
+        Self {
+            port: name.port.clone(),
+            protocol: name.protocol.to_string(),
+            family: name.family.to_string(),
+            index,
+            revision: extent.revision,
+            frontends,
+            internal_traffic_policy: Policy::of(internal_local),
+            external_traffic_policy: Policy::of(external_local),
+            affinity: Some(affinity).filter(|seconds| *seconds > 0),
+            source_ranges: ranges.iter().filter_map(Range::network).collect(),
+            backends: sockets(backends.cluster_list()),
+            local_backends: sockets(backends.local_list()),
+            draining: sockets(backends.draining.iter()),
+            any_endpoints: backends.any,
+        }
+    }
 }
 
 /// What is wrong with objects and sources.
@@ -258,22 +323,23 @@ pub fn problems(world: &World) -> Vec<Problem> {
     problems
 }
 
-fn frontend(key: &FrontendKey) -> SocketAddr {
-    SocketAddr::new(to_ip(&key.address), key.port)
-}
-
-fn backend(key: &BackendKey) -> SocketAddr {
-    SocketAddr::new(to_ip(&key.address), key.port)
+fn sockets<'a>(backends: impl Iterator<Item = &'a BackendKey>) -> Vec<SocketAddr> {
+    let mut sockets: Vec<_> = backends
+        .map(|key| SocketAddr::new(to_ip(&key.address), key.port))
+        .collect();
+    sockets.sort();
+    sockets
 }
 
 #[cfg(test)]
 mod tests {
     use lb_common::{
         address::from_ip,
-        service::{Backend, Extent},
+        service::{Backend, FrontendKey, FrontendKind},
     };
 
     use super::*;
+    use crate::plan::RangeEntry;
     use crate::world::{Family, Protocol};
 
     fn address(text: &str) -> lb_common::address::Address {
@@ -293,11 +359,17 @@ mod tests {
     fn tables() -> ServiceTables {
         let (web, idle) = (address("10.96.0.1"), address("10.96.0.2"));
         let (web_key, idle_key) = (FrontendKey::new(web, 80, 6), FrontendKey::new(idle, 81, 6));
+        let vip_key = FrontendKey::new(address("192.0.2.1"), 80, 6);
+        let node_port = FrontendKey::node_port(true, 30080, 6);
+        let to = |index, kind| Target::Service { index, kind };
+        let range = Range::from("198.51.100.0/24".parse::<IpNet>().expect("a network"));
         ServiceTables {
             frontends: [
-                (web_key, 1),
-                (FrontendKey::whole_address(web), NO_SERVICE),
-                (idle_key, 2),
+                (web_key, to(1, FrontendKind::Internal)),
+                (vip_key, to(1, FrontendKind::LoadBalancer)),
+                (node_port, to(1, FrontendKind::External)),
+                (FrontendKey::whole_address(web), Target::Undefined),
+                (idle_key, to(2, FrontendKind::Internal)),
             ]
             .into(),
             services: [
@@ -318,13 +390,24 @@ mod tests {
             ]
             .into(),
             rows: [
-                (1, header(&web_key, 1, 1, 1)),
+                (
+                    1,
+                    Backend {
+                        local: 0,
+                        external_local: 1,
+                        affinity: 10_800,
+                        ranges: 1,
+                        ..header(&web_key, 1, 1, 1)
+                    },
+                ),
                 (2, Backend::new(address("10.0.0.1"), 8080, 1, 1)),
                 (3, Backend::new(address("10.0.0.2"), 8080, 2, 1)),
                 (4, header(&idle_key, 2, 0, 0)),
             ]
             .into(),
             live: [(1, 1), (2, 1)].into(),
+            ranges: [RangeEntry::new(1, range)].into(),
+            ..ServiceTables::default()
         }
     }
 
@@ -398,10 +481,22 @@ mod tests {
         assert_eq!(idle.ports[0].backends, []);
         let port = &web.ports[0];
         assert_eq!((port.index, port.revision), (1, 3));
+        let frontends: Vec<_> = port.frontends.iter().map(ToString::to_string).collect();
         assert_eq!(
-            port.frontends,
-            ["10.96.0.1:80".parse().expect("a frontend")]
+            frontends,
+            [
+                "10.96.0.1:80",
+                "0.0.0.0:30080 (NodePort)",
+                "192.0.2.1:80 (LoadBalancer)"
+            ]
         );
+        assert_eq!(port.external_traffic_policy, Policy::Local);
+        assert_eq!(port.affinity, Some(10_800));
+        assert_eq!(
+            port.source_ranges,
+            ["198.51.100.0/24".parse().expect("a network")]
+        );
+        assert_eq!(port.local_backends, []);
         assert_eq!(port.backends, ["10.0.0.1:8080".parse().expect("a backend")]);
         assert_eq!(port.draining, ["10.0.0.2:8080".parse().expect("a backend")]);
     }
@@ -441,20 +536,21 @@ INTERFACE  INDEX  STATE               POD             ADDRESSES
 veth0      3      taken: tcx, slot 1  default/client  10.0.0.9
 eth0       2      left: not a veth
 
-SERVICE       PORT           FRONTENDS     REVISION  BACKENDS     DRAINING
-default/idle  TCP/IPv4       10.96.0.2:81  1         0 (refused)  0
-default/web   http/TCP/IPv4  10.96.0.1:80  3         1            1
+SERVICE       PORT           FRONTENDS                                                            REVISION  BACKENDS              DRAINING
+default/idle  TCP/IPv4       10.96.0.2:81                                                         1         0 (refused)           0
+default/web   http/TCP/IPv4  10.96.0.1:80, 0.0.0.0:30080 (NodePort), 192.0.2.1:80 (LoadBalancer)  3         1, local 0 (dropped)  1
 
 PROBLEMS: none
 
-TABLE      USED    SIZE    FULL
-FRONTENDS  3       262144  0%
-SERVICES   2       131072  0%
-BACKENDS   4       524288  0%
-LIVE       2       524288  0%
-ENDPOINTS  0       16384   0%
-FLOWS      471859  524288  89%
-HALF_OPEN  0       131072  0%
+TABLE          USED    SIZE    FULL
+FRONTENDS      5       262144  0%
+SERVICES       2       131072  0%
+BACKENDS       4       524288  0%
+LIVE           2       524288  0%
+SOURCE_RANGES  1       65536   0%
+ENDPOINTS      0       16384   0%
+FLOWS          471859  524288  89%
+HALF_OPEN      0       131072  0%
 
 PACKETS       COUNT
 no-endpoints  12
@@ -470,8 +566,12 @@ default/web
   http/TCP/IPv4
     index     1
     revision  3
-    frontends 10.96.0.1:80
+    frontends 10.96.0.1:80, 0.0.0.0:30080 (NodePort), 192.0.2.1:80 (LoadBalancer)
+    policy    internal Cluster, external Local
+    affinity  by client for 3h 0m
+    only from 198.51.100.0/24
     backends  10.0.0.1:8080
+    local     none
     draining  10.0.0.2:8080
 ";
         assert_eq!(status().services[1].to_string(), expected);

@@ -4,7 +4,9 @@ use std::fmt::{self, Write as _};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 
-use super::{Agent, Fill, Interface, Port, Problem, Service, Status, Verdict};
+use super::{
+    Agent, Fill, Frontend, FrontendType, Interface, Policy, Port, Problem, Service, Status, Verdict,
+};
 
 /// For a person to read.
 impl fmt::Display for Status {
@@ -70,16 +72,12 @@ pub fn write_services(f: &mut impl fmt::Write, services: &[Service]) -> fmt::Res
     ];
     let rows = services.iter().flat_map(|service| {
         service.ports.iter().map(move |port| {
-            let backends = match port.backends.len() {
-                0 => Cell::new("0 (refused)").fg(Color::Yellow),
-                count => Cell::new(count),
-            };
             vec![
                 Cell::new(&service.service),
                 Cell::new(port.name()),
                 Cell::new(join(&port.frontends)),
                 Cell::new(port.revision),
-                backends,
+                port.backends(),
                 Cell::new(port.draining.len()),
             ]
         })
@@ -99,28 +97,66 @@ impl fmt::Display for Service {
         for (object, version) in versions {
             writeln!(f, "  reflects {object} at version {version}")?;
         }
-        for port in ports {
-            writeln!(f, "  {}", port.name())?;
-            let rows = [
-                ("frontends", &port.frontends),
-                ("backends", &port.backends),
-                ("draining", &port.draining),
-            ];
-            writeln!(
-                f,
-                "    index     {}\n    revision  {}",
-                port.index, port.revision
-            )?;
-            for (what, addresses) in rows {
-                let addresses = if addresses.is_empty() {
-                    "none".to_owned()
-                } else {
-                    join(addresses)
-                };
-                writeln!(f, "    {what:<9} {addresses}")?;
-            }
+        ports.iter().try_for_each(|port| write!(f, "{port}"))
+    }
+}
+
+/// One port with all that its flows depend on.
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lines = vec![
+            ("index", self.index.to_string()),
+            ("revision", self.revision.to_string()),
+            ("frontends", join(&self.frontends)),
+        ];
+        let [internal, external] = [self.internal_traffic_policy, self.external_traffic_policy];
+        if [internal, external].contains(&Policy::Local) {
+            lines.push((
+                "policy",
+                format!("internal {internal}, external {external}"),
+            ));
+        }
+        if let Some(seconds) = self.affinity {
+            lines.push((
+                "affinity",
+                format!("by client for {}", span(seconds.into())),
+            ));
+        }
+        if !self.source_ranges.is_empty() {
+            lines.push(("only from", join(&self.source_ranges)));
+        }
+        if self.uses_cluster() {
+            lines.push(("backends", join(&self.backends)));
+        }
+        if self.keeps_local() {
+            lines.push(("local", join(&self.local_backends)));
+        }
+        lines.push(("draining", join(&self.draining)));
+        writeln!(f, "  {}", self.name())?;
+        for (what, value) in lines {
+            let value = if value.is_empty() { "none" } else { &value };
+            writeln!(f, "    {what:<9} {value}")?;
         }
         Ok(())
+    }
+}
+
+/// `10.96.0.10:80`, or with the type of any other frontend: `192.0.2.1:80 (LoadBalancer)`.
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, kind } = self;
+        match kind {
+            FrontendType::ClusterIP => write!(f, "{address}"),
+            FrontendType::NodePort | FrontendType::ExternalIP | FrontendType::LoadBalancer => {
+                write!(f, "{address} ({kind})")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
     }
 }
 
@@ -229,6 +265,43 @@ impl Port {
         } = self;
         let separator = if port.is_empty() { "" } else { "/" };
         format!("{port}{separator}{protocol}/{family}")
+    }
+
+    /// Whether some flows must stay on this node.
+    fn keeps_local(&self) -> bool {
+        [self.internal_traffic_policy, self.external_traffic_policy].contains(&Policy::Local)
+    }
+
+    /// Whether some flows may go to any node.
+    fn uses_cluster(&self) -> bool {
+        let external = |frontend: &Frontend| frontend.kind != FrontendType::ClusterIP;
+        self.internal_traffic_policy == Policy::Cluster || self.frontends.iter().any(external)
+    }
+
+    /// How many backends there are to choose from, or what becomes of flows where there are none.
+    fn backends(&self) -> Cell {
+        let mut lists = Vec::new();
+        if self.uses_cluster() {
+            lists.push(("", &self.backends, "refused"));
+        }
+        if self.keeps_local() {
+            let without = if self.any_endpoints {
+                "dropped"
+            } else {
+                "refused"
+            };
+            lists.push(("local ", &self.local_backends, without));
+        }
+        let texts = lists
+            .iter()
+            .map(|(which, backends, without)| match backends.len() {
+                0 => format!("{which}0 ({without})"),
+                count => format!("{which}{count}"),
+            });
+        let texts: Vec<_> = texts.collect();
+        let empty = lists.iter().any(|(_, backends, _)| backends.is_empty());
+        let color = if empty { Color::Yellow } else { Color::Reset };
+        Cell::new(texts.join(", ")).fg(color)
     }
 }
 

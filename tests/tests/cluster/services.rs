@@ -187,7 +187,7 @@ fn service_made_again(cluster: &mut Cluster) -> Result<()> {
         let frontends = Family::BOTH.map(|family| frontend(20, family));
         port.frontends
             .iter()
-            .all(|frontend| frontends.contains(frontend))
+            .all(|frontend| frontends.contains(&frontend.address))
     })?;
     cluster.wait_for_backends("default/web", 4)?;
     servers(cluster, 20)?;

@@ -4,10 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
-use lb_common::service::is_live;
+use lb_common::service::{Target, is_live};
 use lb_tests::{control_plane::Client, sandbox::Node};
 use lb_userspace::{
-    api, compile,
+    api,
+    compile::{self, Local},
     kernel::{Pins, Tables},
     plan::{Allocations, ServiceTables, Sizes},
     render,
@@ -17,7 +18,10 @@ use lb_userspace::{
 
 /// What the tables in a node's kernel say, by the names that its agent gives.
 pub fn live(node: &Node) -> Result<String> {
-    let tables = Tables::open(&Pins::below(&node.bpffs()))?.services()?;
+    let mut tables = Tables::open(&Pins::below(&node.bpffs()))?.services()?;
+    // The interfaces say which addresses the node has, not the apiserver.
+    let is_node = |target: &Target| matches!(target, Target::NodeAddress { .. });
+    tables.frontends.retain(|_, target| !is_node(target));
     let socket = node.socket();
     let names = node
         .namespace()
@@ -31,10 +35,10 @@ pub fn live(node: &Node) -> Result<String> {
 
 /// What the tables would say if they were made anew, from what the apiserver says now.
 pub fn fresh(client: &Client, kubeconfig: PathBuf, node: &str) -> Result<String> {
-    let node = node.to_owned();
+    let name = node.to_owned();
     let listed = async move {
         let server = ApiServer::from_kubeconfig(Some(&kubeconfig), &[]).await?;
-        let mut changes = server.changes(&node).boxed();
+        let mut changes = server.changes(&name).boxed();
         let mut world = World::default();
         while !world.synced() {
             world.apply(changes.next().await.context("the source ended")?);
@@ -47,12 +51,13 @@ pub fn fresh(client: &Client, kubeconfig: PathBuf, node: &str) -> Result<String>
             .await
             .context("list all objects")?
     })?;
+    let local = Local::of(&world, node);
     let desired = world
         .services()
-        .map(|(key, _)| (key.clone(), compile::service(&world, key)))
+        .map(|(key, _)| (key.clone(), compile::service(&world, &local, key)))
         .collect();
     let mut allocations = Allocations::restore(ServiceTables::default(), Sizes::KERNEL);
-    allocations.plan(&desired);
+    allocations.plan(&desired, None);
     let tables = allocations.tables();
     Ok(describe(
         tables,
