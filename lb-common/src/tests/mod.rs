@@ -3,10 +3,12 @@
 mod errors;
 mod flows;
 mod headers;
+mod policies;
 mod races;
 mod services;
 mod translation;
 mod wire;
+mod wires;
 
 use std::net::SocketAddr;
 
