@@ -443,7 +443,7 @@ fn send_out<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scra
         Route::Out(hop) => {
             if hop.interface != packet.interface() {
                 flow.way = Way::Neighbour as u8;
-                flow.interface = hop.interface;
+                flow.interface = packet.interface();
             }
             Chosen::Yes
         }

@@ -249,20 +249,23 @@ impl Flow {
         _pad: 0,
     };
 
-    /// How the packets of this entry go on that cross an interface in `direction`. The twins share
-    /// what they say; it is meant for those that come from a pod, that open the flow at a wire, or
-    /// that turn round both ways.
+    /// Whether packets of this entry that cross an interface in `direction` go on as [`Self::way`]
+    /// says, and not through the kernel's stack. The twins share what they say; it is meant for
+    /// those that come from a pod, that open the flow at a wire, or that turn round both ways, and
+    /// for the answers to the node itself, which enter by the device that the questions left by.
     #[inline(always)]
     pub fn acts(&self, direction: Direction) -> bool {
-        match direction {
-            Direction::FromPod => self.way != Way::Stack as u8,
-            Direction::ToPod => false,
-            Direction::FromWire => {
-                self.way == Way::Forward as u8 || self.opener == 1 && self.way != Way::Stack as u8
-            }
-            Direction::ToWire => {
-                self.way == Way::Host as u8 || self.opener == 1 && self.way != Way::Stack as u8
-            }
+        const STACK: u8 = Way::Stack as u8;
+        const NEIGHBOUR: u8 = Way::Neighbour as u8;
+        const FORWARD: u8 = Way::Forward as u8;
+        const HOST: u8 = Way::Host as u8;
+        let opens = self.opener == 1;
+        match (direction, self.way) {
+            (_, STACK) | (Direction::ToPod, _) => false,
+            (Direction::FromPod, _)
+            | (Direction::FromWire, NEIGHBOUR | FORWARD)
+            | (Direction::ToWire, HOST) => true,
+            (Direction::FromWire | Direction::ToWire, _) => opens,
         }
     }
 

@@ -49,6 +49,10 @@ impl<const NETWORK: usize> Packet for FrameAt<NETWORK> {
         }
     }
 
+    fn gather(&mut self) -> bool {
+        false
+    }
+
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.bytes.get(offset..)?.first_chunk().copied()
     }

@@ -28,6 +28,9 @@ pub trait Packet {
     /// The EtherType of what follows the link-layer header, in network order.
     fn ethertype(&self) -> Option<[u8; 2]>;
 
+    /// Makes headers readable that are scattered in memory; false where nothing has changed.
+    fn gather(&mut self) -> bool;
+
     /// Copies `N` bytes out; `None` past the end.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 

@@ -9,7 +9,7 @@ use crate::{
     checksum::Sum,
     conntrack,
     endpoint::{NO_SLOT, WIRE},
-    flow::{Direction, Way},
+    flow::{Direction, Flow, Way},
     headers::{Family, Headers, Kind, Part, SCTP, V4, V6},
     icmp::{self, Answer},
     nat,
@@ -127,7 +127,7 @@ pub fn read<P: Packet, T: Tables>(
         Direction::FromWire | Direction::ToWire => WIRE,
     };
     // A packet that cannot be read is for the kernel to drop.
-    if parse(packet, scratch).is_none() {
+    if parse(packet, scratch).is_none() && (!packet.gather() || parse(packet, scratch).is_none()) {
         return Step::Pass;
     }
     scratch.now = tables.now();
@@ -347,7 +347,7 @@ fn way_out<F: Family, P: Packet>(
         return (mtu != 0 && length > mtu)
             .then(|| scratch.answer_with(Reason::TooBig, Answer::too_big::<F>(mtu)));
     }
-    if flow.way == Way::Host as u8 {
+    if enters(flow, direction) {
         return None;
     }
     if flow.way == Way::Forward as u8 && F::hop_limit(packet).is_none_or(|limit| limit <= 1) {
@@ -384,6 +384,7 @@ fn error_by<F: Family, P: Packet, T: Tables>(
     scratch: &mut Scratch,
     direction: Direction,
 ) -> Step {
+    packet.gather();
     let Some(quoted) = icmp::quoted::<F, P, T>(packet, tables, scratch) else {
         return unknown(tables, scratch, direction);
     };
@@ -412,13 +413,33 @@ fn deliver<F: Family, P: Packet>(
     }
     let delivered = if flow.way == Way::Pod as u8 {
         to_local_pod(packet, scratch, direction)
-    } else if flow.way == Way::Host as u8 {
-        scratch.interface = flow.interface;
-        Some(Step::Enter)
+    } else if enters(flow, direction) {
+        Some(to_the_node(packet, scratch, direction))
     } else {
         to_next_hop::<F, P>(packet, scratch, direction)
     };
     delivered.unwrap_or_else(|| scratch.drop_for(Reason::Malformed))
+}
+
+/// Whether a packet goes on into an interface, to the node itself.
+#[inline(always)]
+fn enters(flow: &Flow, direction: Direction) -> bool {
+    flow.way == Way::Host as u8
+        || flow.way == Way::Neighbour as u8 && direction == Direction::FromWire
+}
+
+/// Has a packet enter by the interface where the node waits for it: a strict reverse-path filter
+/// looks for it there.
+#[inline(always)]
+fn to_the_node<P: Packet>(packet: &mut P, scratch: &mut Scratch, direction: Direction) -> Step {
+    scratch.interface = scratch.flow.interface;
+    if direction == Direction::FromWire {
+        if scratch.interface == packet.interface() {
+            return Step::Pass;
+        }
+        packet.set_mark(MARK_DELIVER);
+    }
+    Step::Enter
 }
 
 /// Sends a packet out of a local pod's interface.
@@ -489,6 +510,7 @@ pub fn answer<P: Packet, T: Tables>(
         return scratch.drop_for(Reason::RefusalLimit);
     }
     tables.count(Reason::of(scratch.reason));
+    packet.gather();
     let answered = match scratch.v6 {
         0 => icmp::answer::<V4, P>(packet, scratch),
         _ => icmp::answer::<V6, P>(packet, scratch),

@@ -51,6 +51,11 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn gather(&mut self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let place = self.at::<N>(offset)?;
         // SAFETY: the packet has not changed its place.

@@ -19,7 +19,7 @@ use lb_common::{
 
 use crate::lookup;
 
-/// Headers are read from the first bytes only; they are made contiguous once, where they are not.
+/// Headers are read from the first bytes only.
 const LINEAR: usize = 256;
 
 /// A socket buffer whose IP header stands at `NETWORK`.
@@ -29,12 +29,7 @@ pub struct Skb<const NETWORK: usize> {
 
 impl<const NETWORK: usize> Skb<NETWORK> {
     #[inline(always)]
-    pub fn new(context: TcContext) -> Self {
-        let linear = context.data_end() - context.data();
-        if linear < LINEAR && linear < context.len() as usize {
-            // Where memory is short the packet stays as it is, and what cannot be read is passed.
-            let _ = context.pull_data(context.len().min(LINEAR as u32));
-        }
+    pub const fn new(context: TcContext) -> Self {
         Self { context }
     }
 
@@ -114,6 +109,17 @@ impl<const NETWORK: usize> Packet for Skb<NETWORK> {
         // SAFETY: the context is the one the kernel passed in.
         let protocol = unsafe { (*self.context.skb.skb).protocol };
         Some((protocol as u16).to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn gather(&mut self) -> bool {
+        let linear = self.context.data_end() - self.context.data();
+        linear < LINEAR
+            && linear < self.context.len() as usize
+            && self
+                .context
+                .pull_data(self.context.len().min(LINEAR as u32))
+                .is_ok()
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use aya_log_ebpf::debug;
 use lb_common::{
     expiry,
     flow::Direction,
-    packet::{ETHERNET, Verdict},
+    packet::{ETHERNET, Packet as _, Verdict},
     pipeline::{Stages, cross, verdict},
 };
 
@@ -79,7 +79,9 @@ pub fn node_xdp(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn expire(ctx: TcContext) -> i32 {
     if let Some(scratch) = scratch() {
-        expiry::expire(&Skb::<ETHERNET>::new(ctx), &KernelTables, scratch);
+        let mut list = Skb::<ETHERNET>::new(ctx);
+        list.gather();
+        expiry::expire(&list, &KernelTables, scratch);
     }
     TC_ACT_OK
 }
