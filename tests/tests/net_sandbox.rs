@@ -142,8 +142,8 @@ fn hosts(topology: Topology, nodes: u8) -> Result<()> {
     let node = &sandbox.nodes()[0];
     let last = &sandbox.nodes()[usize::from(nodes) - 1];
     let spare = last.add_spare_addresses()?;
-    sandbox.route_outside(spare, node)?;
-    sandbox.route_outside(spare, last)?;
+    sandbox.route_outside(spare.networks(), node)?;
+    sandbox.route_outside(spare.networks(), last)?;
     for protocol in Protocol::BOTH {
         for name in ["near", "far"] {
             sandbox.pod(name).serve(protocol, 8080)?;

@@ -50,6 +50,8 @@ enum Topology {
     Bridge,
     /// A link for each pod, and VXLAN between nodes
     Vxlan,
+    /// A link for each pod, and tunnels without a link layer between nodes
+    Tunnel,
 }
 
 /// Sets the machine up, builds, and runs the sandbox or the agent.
@@ -83,6 +85,7 @@ fn sandbox(program: &Path, args: &Args) -> Result<ExitCode> {
         Topology::Ptp => "ptp",
         Topology::Bridge => "bridge",
         Topology::Vxlan => "vxlan",
+        Topology::Tunnel => "tunnel",
     };
     command.args(["--topology", topology, "--nodes", &args.nodes.to_string()]);
     if args.once {

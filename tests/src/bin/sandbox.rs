@@ -31,6 +31,8 @@ enum Shape {
     Bridge,
     /// A link for each pod, and VXLAN between nodes
     Vxlan,
+    /// A link for each pod, and tunnels without a link layer between nodes
+    Tunnel,
 }
 
 fn main() -> Result<ExitCode> {
@@ -45,6 +47,7 @@ fn main() -> Result<ExitCode> {
         Shape::Ptp => Topology::PointToPoint,
         Shape::Bridge => Topology::Bridge,
         Shape::Vxlan => Topology::Vxlan,
+        Shape::Tunnel => Topology::Tunnel,
     };
     let well = demo::run(&Options {
         topology,

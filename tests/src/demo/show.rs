@@ -66,6 +66,7 @@ pub fn cluster(cluster: &Cluster, options: &Options) {
         Topology::PointToPoint => "each pod on a link of its own",
         Topology::Bridge => "the pods of a node on one bridge",
         Topology::Vxlan => "each pod on a link of its own, and VXLAN from node to node",
+        Topology::Tunnel => "each pod on a link of its own, and tunnels from node to node",
     };
     heading(&format!(
         "A cluster of {nodes} made of network namespaces, {links}"

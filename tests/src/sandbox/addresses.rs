@@ -56,6 +56,11 @@ impl Pair {
         }
     }
 
+    /// The networks of just these addresses.
+    pub fn networks(&self) -> [IpNet; 2] {
+        self.each().map(IpNet::from)
+    }
+
     /// Both addresses, IPv4 first.
     pub fn each(&self) -> [IpAddr; 2] {
         Family::BOTH.map(|family| self.get(family))
@@ -88,6 +93,15 @@ pub fn public_ip(number: u8) -> Pair {
     }
 }
 
+/// The networks of all these.
+pub fn public_networks() -> [IpNet; 2] {
+    let Pair { v4, v6 } = public_ip(0);
+    [
+        IpNet::V4(Ipv4Net::new_assert(v4, 24)),
+        IpNet::V6(Ipv6Net::new_assert(v6, 64)),
+    ]
+}
+
 /// An address of a client outside of the cluster by its number: `198.51.100.<number>` and
 /// `fd00:198:51:100::<number>`.
 pub fn outside_client(number: u8) -> Pair {
@@ -95,6 +109,15 @@ pub fn outside_client(number: u8) -> Pair {
         v4: Ipv4Addr::new(198, 51, 100, number),
         v6: Ipv6Addr::new(0xfd00, 0x198, 0x51, 0x100, 0, 0, 0, decimal_as_hex(number)),
     }
+}
+
+/// The networks of all these.
+pub(super) fn outside_networks() -> [IpNet; 2] {
+    let Pair { v4, v6 } = outside_client(0);
+    [
+        IpNet::V4(Ipv4Net::new_assert(v4, 24)),
+        IpNet::V6(Ipv6Net::new_assert(v6, 64)),
+    ]
 }
 
 /// A node's own address; nodes are counted from 1.
@@ -191,6 +214,7 @@ mod tests {
         assert_eq!(text(pod(2, 123)), "10.244.2.123 fd00:10:244:2::123");
         assert_eq!(text(node(1)), "172.18.0.2 fd00:172:18::2");
         assert_eq!(text(gateway(3)), "10.244.3.1 fd00:10:244:3::1");
+        assert_eq!(text(public_ip(7)), "203.0.113.7 fd00:203:0:113::7");
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod pod;
 mod router;
 mod server;
 mod service;
+mod tunnel;
 mod wiring;
 
 use std::{
@@ -48,9 +49,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 
 pub use self::{
-    addresses::{Family, Pair, cluster_ip, outside_client, public_ip, service_networks},
+    addresses::{
+        Family, Pair, cluster_ip, outside_client, public_ip, public_networks, service_networks,
+    },
     agent::{Agent, program, until},
     client::{Client, Conversation, Failure, PATIENCE, Reply},
     endpoint::Endpoint,
@@ -62,7 +66,11 @@ pub use self::{
     server::Protocol,
     service::Service,
 };
-use self::{cgroup::Cgroup, router::Router};
+use self::{
+    cgroup::Cgroup,
+    router::Router,
+    tunnel::{OUTSIDE, Tunnels},
+};
 
 /// Host numbers of pods begin here.
 const FIRST_POD: u8 = 10;
@@ -76,10 +84,13 @@ pub enum Topology {
     Bridge,
     /// Point to point on the node, and VXLAN from node to node, as flannel has it.
     Vxlan,
+    /// Point to point on the node, and a tunnel without a link layer to the other nodes and to what is
+    /// outside, as with WireGuard.
+    Tunnel,
 }
 
 impl Topology {
-    pub const ALL: [Self; 3] = [Self::PointToPoint, Self::Bridge, Self::Vxlan];
+    pub const ALL: [Self; 4] = [Self::PointToPoint, Self::Bridge, Self::Vxlan, Self::Tunnel];
 
     /// As the command line has it.
     pub fn name(self) -> &'static str {
@@ -87,6 +98,7 @@ impl Topology {
             Self::PointToPoint => "ptp",
             Self::Bridge => "bridge",
             Self::Vxlan => "vxlan",
+            Self::Tunnel => "tunnel",
         }
     }
 
@@ -95,6 +107,7 @@ impl Topology {
         match self {
             Self::PointToPoint | Self::Bridge => 1500,
             Self::Vxlan => overlay::MTU,
+            Self::Tunnel => tunnel::MTU,
         }
     }
 }
@@ -137,9 +150,10 @@ impl Builder {
         let nodes: Vec<Node> = (1..=self.nodes)
             .map(|node| Node::create(&prefix, node, self.topology, &router, &cgroup, &directory))
             .collect::<Result<_>>()?;
+        let tunnels = self.tunnels(&nodes, &router)?;
         for node in &nodes {
             for other in nodes.iter().filter(|other| other.name() != node.name()) {
-                node.route_to(other)?;
+                node.route_to(other, tunnels.as_ref())?;
             }
         }
         let mut sandbox = Sandbox {
@@ -147,6 +161,7 @@ impl Builder {
             pods: BTreeMap::new(),
             nodes,
             router,
+            tunnels,
             _cgroup: cgroup,
             hosts: FIRST_POD,
             cleanup,
@@ -156,6 +171,20 @@ impl Builder {
         }
         Ok(sandbox)
     }
+
+    fn tunnels(&self, nodes: &[Node], router: &Router) -> Result<Option<Tunnels>> {
+        if self.topology != Topology::Tunnel {
+            return Ok(None);
+        }
+        let tunnels = Tunnels::default();
+        tunnels.add(router.namespace(), OUTSIDE)?;
+        for node in nodes {
+            tunnels.add(node.namespace(), node.number())?;
+            let own = node.addresses().networks();
+            tunnels.route(router.namespace(), own, node.number())?;
+        }
+        Ok(Some(tunnels))
+    }
 }
 
 /// A small cluster. The fields stand in the order in which they go.
@@ -163,6 +192,7 @@ pub struct Sandbox {
     pods: BTreeMap<String, Pod>,
     nodes: Vec<Node>,
     router: Router,
+    tunnels: Option<Tunnels>,
     _cgroup: Cgroup,
     cleanup: Cleanup,
     prefix: String,
@@ -227,9 +257,22 @@ impl Sandbox {
         Client::with(self.outside(), outside_client(number))
     }
 
-    /// Sends what is for some addresses from outside to a node, in place of another.
-    pub fn route_outside(&self, addresses: Pair, node: &Node) -> Result<()> {
-        self.router.route(addresses, node.addresses())
+    /// Sends what is for some networks from outside to a node, in place of another.
+    pub fn route_outside(&self, networks: [IpNet; 2], node: &Node) -> Result<()> {
+        match &self.tunnels {
+            Some(tunnels) => tunnels.route(self.outside(), networks, node.number()),
+            None => self.router.route(networks, node.addresses()),
+        }
+    }
+
+    /// Serves a port outside.
+    pub fn serve_outside(&self, on: Pair, name: &str, protocol: Protocol, port: u16) -> Result<()> {
+        server::start(self.outside(), name, protocol, on, port)
+    }
+
+    /// Gives what is outside some more addresses.
+    pub fn add_outside(&self, addresses: Pair) -> Result<()> {
+        self.router.add_addresses(addresses)
     }
 
     /// A directory that goes with the sandbox.

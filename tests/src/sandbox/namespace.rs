@@ -110,6 +110,12 @@ impl Namespace {
         }
     }
 
+    /// Waits for a future that may borrow: one that uses sockets of the namespace, and opens none.
+    pub fn wait<F: Future>(&self, future: F) -> F::Output {
+        let _timers = self.runtime.enter();
+        futures::executor::block_on(future)
+    }
+
     /// Runs what blocks, such as the sockets of [`std::net`], on a thread of its own in the
     /// namespace.
     pub fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -19,6 +19,7 @@ use super::{
     netfilter, overlay,
     router::Router,
     server::{self, Protocol},
+    tunnel::Tunnels,
     wiring::{Via, Wiring, everything, only},
 };
 
@@ -61,7 +62,7 @@ impl Node {
         }
         router.connect(&namespace, number)?;
         match topology {
-            Topology::PointToPoint => (),
+            Topology::PointToPoint | Topology::Tunnel => (),
             Topology::Bridge => add_bridge(&namespace, number)?,
             Topology::Vxlan => overlay::add(&namespace, number)?,
         }
@@ -196,7 +197,9 @@ impl Node {
         self.plug_in(pod, interface)?;
         self.configure_inside(pod, own)?;
         match self.topology {
-            Topology::PointToPoint | Topology::Vxlan => self.route_to_pod(interface, own),
+            Topology::PointToPoint | Topology::Vxlan | Topology::Tunnel => {
+                self.route_to_pod(interface, own)
+            }
             Topology::Bridge => Ok(()),
         }
     }
@@ -232,7 +235,7 @@ impl Node {
             {
                 let family = Family::of(address);
                 match topology {
-                    Topology::PointToPoint | Topology::Vxlan => {
+                    Topology::PointToPoint | Topology::Vxlan | Topology::Tunnel => {
                         wiring.address(index, address, family.host_prefix()).await?;
                         wiring.route(only(gateway), index, Via::Link).await?;
                     }
@@ -263,10 +266,15 @@ impl Node {
     }
 
     /// Routes the pods of another node to that node.
-    pub(super) fn route_to(&self, other: &Node) -> Result<()> {
+    pub(super) fn route_to(&self, other: &Node, tunnels: Option<&Tunnels>) -> Result<()> {
+        if let Some(tunnels) = tunnels {
+            return tunnels.route(&self.namespace, other.pod_networks(), other.number);
+        }
         match self.topology {
-            Topology::PointToPoint | Topology::Bridge => self.route_through(other),
             Topology::Vxlan => overlay::connect(&self.namespace, other.number),
+            Topology::PointToPoint | Topology::Bridge | Topology::Tunnel => {
+                self.route_through(other)
+            }
         }
     }
 

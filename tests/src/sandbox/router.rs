@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use ipnet::IpNet;
 
 use super::{
     addresses::{self, Family, Pair},
     namespace::Namespace,
     node::UPLINK,
-    wiring::{Via, Wiring, everything, only},
+    wiring::{Via, Wiring, everything},
 };
 
 const UPLINKS: &str = "uplinks";
@@ -25,7 +26,12 @@ pub(super) struct Router {
 impl Router {
     pub(super) fn create(prefix: &str) -> Result<Self> {
         let namespace = Namespace::create(&format!("{prefix}router"), None)?;
-        for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        for setting in [
+            "ipv4/ip_forward",
+            "ipv4/conf/all/rp_filter",
+            "ipv4/conf/default/rp_filter",
+            "ipv6/conf/all/forwarding",
+        ] {
             namespace.set(setting, "0")?;
         }
         Wiring::of(&namespace, |wiring| async move {
@@ -52,14 +58,26 @@ impl Router {
         &self.namespace
     }
 
-    /// Sends what is for some addresses to a node, in place of another.
-    pub(super) fn route(&self, addresses: Pair, node: Pair) -> Result<()> {
+    /// Sends what is for some networks to a node, in place of another.
+    pub(super) fn route(&self, networks: [IpNet; 2], node: Pair) -> Result<()> {
         Wiring::of(&self.namespace, move |wiring| async move {
             let uplinks = wiring.index(UPLINKS).await?;
-            for (address, node) in addresses.each().into_iter().zip(node.each()) {
+            for (network, node) in networks.into_iter().zip(node.each()) {
                 wiring
-                    .replace_route(only(address), uplinks, Via::Gateway(node))
+                    .replace_route(network, uplinks, Via::Gateway(node))
                     .await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives what is outside some more addresses.
+    pub(super) fn add_addresses(&self, addresses: Pair) -> Result<()> {
+        Wiring::of(&self.namespace, move |wiring| async move {
+            let loopback = wiring.index("lo").await?;
+            for address in addresses.each() {
+                let prefix = Family::of(address).host_prefix();
+                wiring.address(loopback, address, prefix).await?;
             }
             Ok(())
         })
