@@ -5,6 +5,7 @@ mod flows;
 mod headers;
 mod policies;
 mod races;
+mod sctp;
 mod services;
 mod translation;
 mod wire;

@@ -7,11 +7,7 @@ use etherparse::{
     TransportHeader,
 };
 
-use crate::{
-    address::from_ip,
-    flow::Tuple,
-    headers::{ACK, FIN, RST, SYN},
-};
+use crate::headers::{ACK, FIN, RST, SYN};
 
 pub fn mac(interface: u32) -> [u8; 6] {
     [2, 0, 0, 0, 0, interface as u8]
@@ -216,74 +212,4 @@ pub fn with_extensions(bytes: &[u8], extensions: &[u8]) -> Vec<u8> {
     let length = (out.len() - 54) as u16;
     out[18..20].copy_from_slice(&length.to_be_bytes());
     out
-}
-
-/// What a packet with these ends is looked up by.
-pub fn tuple(from: SocketAddr, to: SocketAddr) -> Tuple {
-    Tuple {
-        source: from_ip(from.ip()),
-        destination: from_ip(to.ip()),
-        source_port: from.port(),
-        destination_port: to.port(),
-    }
-}
-
-/// How often the packet may still be forwarded.
-pub fn hop_limit(bytes: &[u8]) -> u8 {
-    bytes[if bytes[12] == 0x86 { 21 } else { 22 }]
-}
-
-/// The packet with another hop limit.
-pub fn with_hop_limit(bytes: &[u8], limit: u8) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    if bytes[12] == 0x86 {
-        bytes[21] = limit;
-    } else {
-        bytes[22] = limit;
-        let (header, _) = etherparse::Ipv4Header::from_slice(&bytes[14..]).expect("a header");
-        bytes[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
-    }
-    bytes
-}
-
-/// IANA's number for SCTP, and types of its chunks (RFC 9260, 3.2).
-pub const SCTP: u8 = 132;
-pub const DATA: u8 = 0;
-pub const INIT: u8 = 1;
-
-/// An SCTP packet with one chunk of 20 bytes.
-pub fn sctp(from: SocketAddr, to: SocketAddr, chunk: u8) -> Vec<u8> {
-    let mut packet = [
-        &from.port().to_be_bytes()[..],
-        &to.port().to_be_bytes(),
-        &[0; 8],
-        &[chunk, 0, 0, 20],
-        &[7; 16],
-    ]
-    .concat();
-    let checksum = crc32c::crc32c(&packet).to_le_bytes();
-    packet[8..12].copy_from_slice(&checksum);
-    let mut bytes = Vec::new();
-    ip(from.ip(), to.ip())
-        .write(&mut bytes, etherparse::IpNumber(SCTP), &packet)
-        .expect("a packet");
-    bytes
-}
-
-/// The SCTP packet as a device gets it that is to compute the checksum.
-pub fn without_checksum(bytes: &[u8]) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    let start = bytes.len() - 32;
-    bytes[start + 8..start + 12].fill(0);
-    bytes
-}
-
-/// Ports and checksum of what [`sctp`] makes, and what the checksum should be.
-pub fn read_sctp(bytes: &[u8]) -> ((u16, u16), [u8; 4], [u8; 4]) {
-    let mut packet = bytes[bytes.len() - 32..].to_vec();
-    let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    let ports = (port(0), port(2));
-    let checksum = [packet[8], packet[9], packet[10], packet[11]];
-    packet[8..12].fill(0);
-    (ports, checksum, crc32c::crc32c(&packet).to_le_bytes())
 }

@@ -2,14 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{CLIENT, Node, SERVER, socket, wire};
+use super::{CLIENT, Node, SERVER, sctp, socket, wire};
 use crate::{
     address::{UNSPECIFIED, from_ip},
     balance::FORWARDED_PORTS,
     crc32c,
     endpoint::{Device, DeviceKey},
-    flow::Direction,
-    headers::{ACK, SYN, TCP, UDP},
+    flow::{Direction, Tuple},
+    headers::{ACK, SCTP, SYN, TCP, UDP},
     memory::Frame,
     packet::{Hop, MARK_DELIVER, MARK_FROM_HOST, MARK_FROM_WIRE, Verdict},
     pipeline::{Inline, InlineFrame},
@@ -58,6 +58,34 @@ fn maps() -> [Map; 2] {
             remote: socket("[fd00:244:1::7]:8080"),
         },
     ]
+}
+
+/// What a packet with these ends is looked up by.
+fn tuple(from: SocketAddr, to: SocketAddr) -> Tuple {
+    Tuple {
+        source: from_ip(from.ip()),
+        destination: from_ip(to.ip()),
+        source_port: from.port(),
+        destination_port: to.port(),
+    }
+}
+
+/// How often the packet may still be forwarded.
+fn hop_limit(bytes: &[u8]) -> u8 {
+    bytes[if bytes[12] == 0x86 { 21 } else { 22 }]
+}
+
+/// The packet with another hop limit.
+fn with_hop_limit(bytes: &[u8], limit: u8) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    if bytes[12] == 0x86 {
+        bytes[21] = limit;
+    } else {
+        bytes[22] = limit;
+        let (header, _) = etherparse::Ipv4Header::from_slice(&bytes[14..]).expect("a header");
+        bytes[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+    }
+    bytes
 }
 
 /// A node between its uplink and a tunnel to other nodes, with a pod on [`SERVER`].
@@ -123,7 +151,7 @@ impl Gateway {
             routes: routes
                 .map(|(to, out)| (from_ip(*to), (hop(*out), self.mtu)))
                 .collect(),
-            awaited: awaited.map(|(from, to)| wire::tuple(*from, *to)).collect(),
+            awaited: awaited.map(|(from, to)| tuple(*from, *to)).collect(),
             ..Frame::default()
         }
     }
@@ -203,7 +231,7 @@ fn a_remote_backend_is_reached_by_the_nodes_own_address() {
             (map.tunnel, map.remote)
         );
         assert!(FORWARDED_PORTS.contains(&forwarded.from.port()));
-        assert_eq!(wire::hop_limit(&sent.bytes), 63);
+        assert_eq!(hop_limit(&sent.bytes), 63);
         assert_eq!(sent.bytes[..6], [2, 0, 0, 0, 1, TUNNEL as u8]);
 
         let reply = wire::udp(map.remote, forwarded.from, b"!");
@@ -213,7 +241,7 @@ fn a_remote_backend_is_reached_by_the_nodes_own_address() {
             wire::read(&sent.bytes),
             wire::seen(map.node_port, map.outside)
         );
-        assert_eq!(wire::hop_limit(&sent.bytes), 63);
+        assert_eq!(hop_limit(&sent.bytes), 63);
     }
 }
 
@@ -233,7 +261,7 @@ fn a_packet_that_was_forwarded_too_often_is_answered() {
     for map in maps() {
         let mut gateway = Gateway::new(&map);
         gateway.serve(&map, UDP, &[map.remote]);
-        let packet = wire::with_hop_limit(&wire::udp(map.outside, map.node_port, b""), 1);
+        let packet = with_hop_limit(&wire::udp(map.outside, map.node_port, b""), 1);
         let (verdict, sent) = gateway.enters(UPLINK, &packet);
         assert_eq!(
             (verdict, sent.mark),
@@ -449,14 +477,14 @@ fn xdp_sends_on_only_what_leaves_the_node_again() {
 fn sctp_ports_are_rewritten_with_their_checksum() {
     for map in maps() {
         let mut gateway = Gateway::new(&map);
-        gateway.serve(&map, wire::SCTP, &[map.remote]);
-        let packet = wire::sctp(map.outside, map.node_port, wire::INIT);
+        gateway.serve(&map, SCTP, &[map.remote]);
+        let packet = sctp::packet(map.outside, map.node_port, sctp::INIT);
         let (verdict, sent) = gateway.enters(UPLINK, &packet);
         assert_eq!(verdict, Verdict::Redirect(TUNNEL));
-        let (ports, checksum, expected) = wire::read_sctp(&sent.bytes);
+        let (ports, checksum, expected) = sctp::read(&sent.bytes);
         assert_eq!(ports.1, map.remote.port());
         assert_eq!(checksum, expected);
-        let data = wire::sctp(map.outside, SocketAddr::new(map.uplink, 30081), wire::DATA);
+        let data = sctp::packet(map.outside, SocketAddr::new(map.uplink, 30081), sctp::DATA);
         let (verdict, sent) = gateway.enters(UPLINK, &data);
         assert_eq!(
             (verdict, sent.bytes),
@@ -465,9 +493,9 @@ fn sctp_ports_are_rewritten_with_their_checksum() {
         );
         let other = SocketAddr::new(map.outside.ip(), 40001);
         gateway.node.tables.random.replace([u32::MAX].into());
-        let offloaded = wire::without_checksum(&wire::sctp(other, map.node_port, wire::INIT));
+        let offloaded = sctp::without_checksum(&sctp::packet(other, map.node_port, sctp::INIT));
         let (_, sent) = gateway.enters(UPLINK, &offloaded);
-        let (ports, checksum, _) = wire::read_sctp(&sent.bytes);
+        let (ports, checksum, _) = sctp::read(&sent.bytes);
         assert_eq!((ports.1, checksum), (map.remote.port(), [0; 4]));
     }
     assert_eq!(crc32c::corrected([0; 4], [1; 4], [2; 4], 20), [0; 4]);

@@ -84,7 +84,6 @@ impl Kind {
 }
 
 /// As Kubernetes writes it.
-
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
