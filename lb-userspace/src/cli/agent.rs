@@ -13,7 +13,7 @@ use crate::{
     kernel::{self, Pins},
     logging,
     run::{self, Config, SurfaceConfig},
-    source::{apiserver::ApiServer, manifests::Manifests},
+    source::{self, apiserver::ApiServer, manifests::Manifests},
     world::{Change, close_names},
 };
 
@@ -23,12 +23,12 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Runs the agent until a signal ends it. What is attached stays attached.
 pub async fn run(run: Run, mut settings: Value) -> Result<(), Failure> {
     logging::init(run.log_format);
-    let source = run.source().map_err(Failure::Usage)?;
+    let origin = run.source().map_err(Failure::Usage)?;
     let node = run.node_name()?;
     let cgroup_root = run.cgroup_root();
-    let objects = Objects::open(&source, &run).await?;
+    let objects = Objects::open(&origin, &run).await?;
     settings["nodeName"] = node.clone().into();
-    settings["source"] = source.to_string().into();
+    settings["source"] = origin.to_string().into();
     let Servers {
         healthz_bind_address,
         metrics_bind_address,
@@ -43,8 +43,11 @@ pub async fn run(run: Run, mut settings: Value) -> Result<(), Failure> {
     };
     let config = Config {
         node: node.clone(),
-        source: source.to_string(),
-        changes: objects.changes(&node),
+        source: origin.to_string(),
+        changes: match run.allow_service_external_ips {
+            true => objects.changes(&node),
+            false => Box::pin(source::without_external_ips(objects.changes(&node))),
+        },
         pod_interfaces: run.pod_interface,
         pins: Pins::below(&run.places.bpffs),
         socket: run.places.socket,

@@ -8,7 +8,9 @@ mod view;
 use std::{env, ffi::OsString, fmt, fs, io::ErrorKind, path::PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{
+    ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+};
 use glob::Pattern;
 use http::Uri;
 use nix::{
@@ -150,6 +152,19 @@ pub struct Run {
     /// Where cgroup v2 is mounted [default: found among the mounts]
     #[arg(long, env = "LB_CGROUP_ROOT", value_name = "DIR", value_parser = cgroup2)]
     cgroup_root: Option<PathBuf>,
+    /// Serve the external IPs of Services; deprecated with them, as kube-proxy's feature gate
+    /// `AllowServiceExternalIPs` is
+    #[arg(
+        long,
+        env = "LB_ALLOW_SERVICE_EXTERNAL_IPS",
+        value_name = "BOOL",
+        default_value_t = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        action = ArgAction::Set
+    )]
+    pub allow_service_external_ips: bool,
     /// How programs are attached to interfaces
     #[arg(long, env = "LB_ATTACH", value_name = "HOW", default_value = "auto")]
     pub attach: Attach,

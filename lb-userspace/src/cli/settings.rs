@@ -77,6 +77,7 @@ mod tests {
             ("healthzBindAddress", "0.0.0.0:10256".into()),
             ("metricsBindAddress", "".into()),
             ("bindAddressHardFail", false.into()),
+            ("allowServiceExternalIps", "true".into()),
             ("bpffs", "/sys/fs/bpf".into()),
             ("kubeconfig", Value::Null),
         ] {

@@ -142,6 +142,16 @@ pub enum Event<R> {
     Delete(ObjectKey),
 }
 
+impl<R> Event<R> {
+    /// The row that the object becomes, where the event brings one.
+    pub fn row_mut(&mut self) -> Option<&mut Row<R>> {
+        match self {
+            Self::InitApply(_, row) | Self::Apply(_, row) => Some(row),
+            Self::Init | Self::InitDone | Self::Delete(_) => None,
+        }
+    }
+}
+
 /// One thing that a source has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1 as core;
 
 use super::{Row, address};
+use crate::source::annotations::SOCKET_LB;
 
 /// A pod of this node with a network of its own that has not finished.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub fn reduce(object: &core::Pod, node: &str) -> Row<Pod> {
     let value = is_ours(object, node).then(|| Pod {
         ips: reduce_ips(object, &mut problems),
         uid: object.metadata.uid.clone().unwrap_or_default(),
-        socket_lb: false,
+        socket_lb: SOCKET_LB.read(&object.metadata, &mut problems) == "true",
     });
     Row {
         value,
@@ -90,6 +91,23 @@ mod tests {
             let ips: Vec<_> = ips.iter().map(IpAddr::to_string).collect();
             assert_eq!(ips, expected);
         }
+    }
+
+    #[test]
+    fn a_pod_may_ask_for_services_at_socket_level() {
+        let asked = |value: &str| {
+            let metadata = json!({"uid": "1-2", "annotations": {SOCKET_LB.key: value}});
+            let object = json!({"metadata": metadata, "spec": spec()});
+            let row = reduce(&serde_json::from_value(object).expect("a Pod"), "n1");
+            let pod = row.value.expect("a pod");
+            assert_eq!(pod.uid, "1-2");
+            (pod.socket_lb, row.problems.len())
+        };
+        assert_eq!(asked("true"), (true, 0));
+        assert_eq!(asked("false"), (false, 0));
+        assert_eq!(asked("yes"), (false, 1));
+        let silent = reduced(spec(), json!({})).value.expect("a pod");
+        assert!(!silent.socket_lb);
     }
 
     #[test]

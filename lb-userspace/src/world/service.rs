@@ -21,7 +21,7 @@ pub struct Service {
     /// At most one of each family.
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`, each once, of the families of `cluster_ips`, and none that is a VIP as well;
-    /// empty where these are not allowed.
+    /// empty where they are not served.
     pub external_ips: Vec<IpAddr>,
     /// The VIPs of load balancers that hand packets on as they are, each once, of the families of
     /// `cluster_ips`.
@@ -60,7 +60,7 @@ impl Service {
 /// The row of a Service. Headless ones, `ExternalName` ones and those of another proxy have no value
 /// (`ShouldSkipService` of kube-proxy). Fields are read as its `serviceport.go` does: what is of a
 /// family that the service has no ClusterIP of is left out without a word.
-pub fn reduce(object: &core::Service, allow_external_ips: bool) -> Row<Service> {
+pub fn reduce(object: &core::Service) -> Row<Service> {
     let mut problems = Vec::new();
     let spec = object.spec.as_ref();
     let value = spec
@@ -74,13 +74,7 @@ pub fn reduce(object: &core::Service, allow_external_ips: bool) -> Row<Service> 
             if service.cluster_ips.is_empty() {
                 return None;
             }
-            add_external(
-                &mut service,
-                object,
-                spec,
-                allow_external_ips,
-                &mut problems,
-            );
+            add_external(&mut service, object, spec, &mut problems);
             add_policies(&mut service, spec, &mut problems);
             Some(service)
         });
@@ -125,7 +119,6 @@ fn add_external(
     service: &mut Service,
     object: &core::Service,
     spec: &core::ServiceSpec,
-    allow_external_ips: bool,
     problems: &mut Vec<String>,
 ) {
     let status = object.status.as_ref();
@@ -140,15 +133,13 @@ fn add_external(
         .filter_map(|ingress| ingress.ip.as_deref().filter(|ip| !ip.is_empty()));
     service.load_balancer_ips = addresses(service, "load balancer address", vips, problems);
 
-    if allow_external_ips {
-        let texts = spec.external_ips.iter().flatten().map(String::as_str);
-        service.external_ips = addresses(service, "external IP", texts, problems);
-        // As a VIP it may be for some clients only.
-        let vips = &service.load_balancer_ips;
-        service
-            .external_ips
-            .retain(|address| !vips.contains(address));
-    }
+    let texts = spec.external_ips.iter().flatten().map(String::as_str);
+    service.external_ips = addresses(service, "external IP", texts, problems);
+    // As a VIP it may be for some clients only.
+    let vips = &service.load_balancer_ips;
+    service
+        .external_ips
+        .retain(|address| !vips.contains(address));
 
     let texts = spec.load_balancer_source_ranges.iter().flatten();
     service.source_ranges = source_ranges(service, texts, problems);
@@ -322,7 +313,7 @@ mod tests {
 
     fn reduced(metadata: Value, spec: Value) -> Row<Service> {
         let object = json!({"metadata": metadata, "spec": spec});
-        reduce(&serde_json::from_value(object).expect("a Service"), true)
+        reduce(&serde_json::from_value(object).expect("a Service"))
     }
 
     /// What becomes of a whole Service that has ClusterIPs of these families.
@@ -330,7 +321,7 @@ mod tests {
         let mut object = json!({"spec": spec, "status": status});
         object["spec"]["clusterIP"] = cluster_ips[0].clone();
         object["spec"]["clusterIPs"] = cluster_ips;
-        let row = reduce(&serde_json::from_value(object).expect("a Service"), true);
+        let row = reduce(&serde_json::from_value(object).expect("a Service"));
         (row.value.expect("a row"), row.problems)
     }
 
@@ -474,29 +465,19 @@ mod tests {
     }
 
     #[test]
-    fn external_ips_are_served_where_they_are_allowed() {
+    fn external_ips_are_those_of_the_services_families_that_are_no_vips() {
         let spec = json!({
             "clusterIP": "fd00::10",
             "externalIPs": ["2001:db8::1", "203.0.113.1", "2001:db8::2", "::1"],
         });
         let status = json!({"loadBalancer": {"ingress": [{"ip": "2001:db8::2"}]}});
-        let (service, problems) = served(json!(["fd00::10"]), spec.clone(), status.clone());
+        let (service, problems) = served(json!(["fd00::10"]), spec, status);
         assert_eq!(texts(&service.external_ips), ["2001:db8::1"]);
         assert_eq!(texts(&service.load_balancer_ips), ["2001:db8::2"]);
         assert_eq!(
             problems,
             ["external IP `::1` is a loopback address: refused"]
         );
-
-        let object = json!({"spec": spec, "status": status});
-        let object = serde_json::from_value(object).expect("a Service");
-        let Row {
-            value, problems, ..
-        } = reduce(&object, false);
-        let service = value.expect("a row");
-        assert_eq!(service.external_ips, Vec::<IpAddr>::new());
-        assert_eq!(texts(&service.load_balancer_ips), ["2001:db8::2"]);
-        assert_eq!(problems, Vec::<String>::new());
     }
 
     #[test]

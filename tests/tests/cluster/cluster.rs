@@ -101,13 +101,7 @@ impl Cluster {
     /// Starts the agent as its DaemonSet would be started: with a token of its service account, and
     /// the apiserver's ClusterIP as address, which nobody serves yet.
     pub fn start_agent(&self) -> Result<Agent> {
-        let token = self.admin.service_account_token("kube-system", "lb")?;
-        let authority = self.plane.certificate_authority();
-        let file = self.sandbox.directory().join("agent.kubeconfig");
-        std::fs::write(
-            &file,
-            kubeconfig("https://10.96.0.1:443", &authority, &token),
-        )?;
+        let file = self.agent_kubeconfig("https://10.96.0.1:443")?;
         let apiserver = self.plane.url();
         Agent::follow(
             self.node(),
@@ -115,6 +109,15 @@ impl Cluster {
             &file,
             ["--apiserver", &apiserver],
         )
+    }
+
+    /// A kubeconfig with a token of the agent's service account.
+    pub fn agent_kubeconfig(&self, server: &str) -> Result<PathBuf> {
+        let token = self.admin.service_account_token("kube-system", "lb")?;
+        let authority = self.plane.certificate_authority();
+        let file = self.sandbox.directory().join("agent.kubeconfig");
+        std::fs::write(&file, kubeconfig(server, &authority, &token))?;
+        Ok(file)
     }
 
     /// Does something while the agent is stopped, so that it sees only what came of it.

@@ -1,12 +1,22 @@
 //! Services, slices and pods that come, change and go, while the agent follows.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use futures::{StreamExt as _, stream::BoxStream};
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
+use kube::api::{Api, DeleteParams, PostParams};
 use lb_tests::sandbox::{Failure, Family, Protocol, cluster_ip};
-use serde_json::json;
+use lb_userspace::{
+    source::apiserver::ApiServer,
+    world::{Change, World},
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::{
     Test,
@@ -32,6 +42,18 @@ pub const TESTS: &[Test] = &[
     (
         "a service is made again with another address",
         service_made_again,
+    ),
+    (
+        "labels give a service to another proxy and take it back",
+        service_given_away,
+    ),
+    (
+        "a slice that becomes a headless service's is no longer used",
+        slice_becomes_headless,
+    ),
+    (
+        "the networks of services are followed",
+        service_cidrs_followed,
     ),
 ];
 
@@ -199,4 +221,118 @@ fn service_made_again(cluster: &mut Cluster) -> Result<()> {
         "at the old address: {reply:?}"
     );
     cluster.wait_for_fresh_tables()
+}
+
+/// To a watch that selects by the label, the change is a deletion.
+fn service_given_away(cluster: &mut Cluster) -> Result<()> {
+    let _agent = cluster.start_agent()?;
+    let admin = &cluster.admin;
+    admin.apply(&objects::service("web", cluster_ip(10), Some("web")))?;
+    cluster.wait_for_backends("default/web", 4)?;
+    let label = |value: Value| {
+        let labels = json!({ "service.kubernetes.io/service-proxy-name": value });
+        admin.merge::<Service>(
+            "default",
+            "web",
+            &json!({ "metadata": { "labels": labels } }),
+        )
+    };
+    // Whatever the value is.
+    for value in ["other", ""] {
+        label(value.into())?;
+        cluster.wait_for_service("default/web", "it is another's", |service| {
+            service.is_none()
+        })?;
+        let reply = cluster
+            .client()
+            .ask(Protocol::Tcp, frontend(10, Family::V4));
+        ensure!(reply == Err(Failure::TimedOut), "given away: {reply:?}");
+        cluster.wait_for_fresh_tables()?;
+
+        label(Value::Null)?;
+        cluster.wait_for_backends("default/web", 4)?;
+        servers(cluster, 10)?;
+    }
+    cluster.wait_for_fresh_tables()
+}
+
+fn slice_becomes_headless(cluster: &mut Cluster) -> Result<()> {
+    let _agent = cluster.start_agent()?;
+    let admin = &cluster.admin;
+    let addresses = |family| ["web-1", "web-2"].map(|pod| cluster.sandbox.pod(pod).address(family));
+    admin.apply(&objects::service("web", cluster_ip(10), None))?;
+    for family in Family::BOTH {
+        let name = family.name().to_lowercase();
+        admin.apply(&objects::slice(&name, "web", family, &addresses(family)))?;
+    }
+    cluster.wait_for_backends("default/web", 2)?;
+    let label = |value: Value| {
+        let labels = json!({ "service.kubernetes.io/headless": value });
+        let change = json!({ "metadata": { "labels": labels } });
+        for family in Family::BOTH {
+            let name = family.name().to_lowercase();
+            admin.merge::<EndpointSlice>("default", &name, &change)?;
+        }
+        anyhow::Ok(())
+    };
+    label("".into())?;
+    cluster.wait_for_backends("default/web", 0)?;
+    let reply = cluster
+        .client()
+        .ask(Protocol::Tcp, frontend(10, Family::V4));
+    ensure!(reply == Err(Failure::Refused), "headless: {reply:?}");
+    cluster.wait_for_fresh_tables()?;
+
+    label(Value::Null)?;
+    cluster.wait_for_backends("default/web", 2)?;
+    ensure!(servers(cluster, 10)? == names(&["web-1", "web-2"]));
+    cluster.wait_for_fresh_tables()
+}
+
+/// By the source alone, with the rights of the agent.
+fn service_cidrs_followed(cluster: &mut Cluster) -> Result<()> {
+    const MORE: &str = "10.97.0.0/24";
+    let has_more = |world: &World| {
+        let networks = world.service_cidrs();
+        networks.iter().any(|network| network.to_string() == MORE)
+    };
+    let kubeconfig = cluster.agent_kubeconfig(&cluster.plane.url())?;
+    let node = cluster.node().name().to_owned();
+    let api: Api<ServiceCIDR> = Api::all(cluster.admin.kube());
+    let object = serde_json::from_value(json!({
+        "metadata": { "name": "more" },
+        "spec": { "cidrs": [MORE] },
+    }))?;
+    cluster.admin.namespace().run(async move {
+        let server = ApiServer::from_kubeconfig(Some(&kubeconfig), &[]).await?;
+        let mut changes = server.changes(&node).boxed();
+        let mut world = World::default();
+        follow(&mut world, &mut changes, World::synced).await?;
+        ensure!(
+            world.service_cidrs().len() == 2,
+            "those of the control plane"
+        );
+        api.create(&PostParams::default(), &object).await?;
+        let seen = follow(&mut world, &mut changes, has_more).await;
+        api.delete("more", &DeleteParams::default()).await?;
+        seen.context("made")?;
+        let seen = follow(&mut world, &mut changes, |world| !has_more(world)).await;
+        seen.context("deleted")
+    })
+}
+
+/// Takes in changes until the world is as it is to be.
+async fn follow(
+    world: &mut World,
+    changes: &mut BoxStream<'static, Change>,
+    until: impl Fn(&World) -> bool,
+) -> Result<()> {
+    let followed = async {
+        while !until(world) {
+            world.apply(changes.next().await.context("the source ended")?);
+        }
+        Ok(())
+    };
+    // The controller lets go of a network ten seconds after its deletion.
+    timeout(Duration::from_secs(30), followed).await?
 }

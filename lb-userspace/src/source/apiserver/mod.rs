@@ -2,6 +2,7 @@
 
 mod connect;
 mod feed;
+mod optional;
 mod patience;
 
 use std::{path::Path, sync::Arc};
@@ -85,7 +86,7 @@ impl ApiServer {
                 watcher::Config::default()
                     .labels(&format!("!{PROXY_NAME_LABEL}"))
                     .fields("spec.clusterIP!=None"),
-                |event| Change::Service(reduced(event, |service| service::reduce(service, true))),
+                |event| Change::Service(reduced(event, service::reduce)),
             ),
             self.watch(
                 watcher::Config::default().labels(&format!("!{HEADLESS_LABEL}")),
@@ -97,9 +98,7 @@ impl ApiServer {
             self.watch(watcher::Config::default().fields(&own_pods), move |event| {
                 Change::Pod(reduced(event, |pod| pod::reduce(pod, &node)))
             }),
-            self.watch(watcher::Config::default(), |event| {
-                Change::ServiceCidr(reduced(event, service_cidr::reduce))
-            }),
+            self.watch_optional(|event| Change::ServiceCidr(reduced(event, service_cidr::reduce))),
         ]))
     }
 
@@ -125,12 +124,40 @@ impl ApiServer {
         let client = connect::noting_answers(self.client.clone(), Arc::clone(&answered));
         // Lists come from the apiserver's cache: an agent on every node asks.
         let events = watcher(Api::all(client), config.any_semantic()).backoff(Patience::new());
-        let answers = stream::unfold(answered, |answered| async {
-            answered.notified().await;
-            Some(((), answered))
-        });
-        feed::changes(Subject::of::<K>(), events, answers, change).boxed()
+        told(events, answered, change)
     }
+
+    /// Follows a kind that the apiserver may not have.
+    fn watch_optional<K>(
+        &self,
+        change: impl Fn(watcher::Event<K>) -> Change + Send + 'static,
+    ) -> BoxStream<'static, Change>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    {
+        let answered = Arc::new(Notify::new());
+        let client = connect::noting_answers(self.client.clone(), Arc::clone(&answered));
+        let watch = move || {
+            let config = watcher::Config::default().any_semantic();
+            let events = watcher(Api::all(client.clone()), config);
+            events.backoff(Patience::new()).boxed()
+        };
+        let events = optional::events(watch, Arc::clone(&answered));
+        told(events, answered, change)
+    }
+}
+
+/// Events as changes, with what ails them.
+fn told<K: Resource<DynamicType = ()> + 'static>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    answered: Arc<Notify>,
+    change: impl Fn(watcher::Event<K>) -> Change + Send + 'static,
+) -> BoxStream<'static, Change> {
+    let answers = stream::unfold(answered, |answered| async {
+        answered.notified().await;
+        Some(((), answered))
+    });
+    feed::changes(Subject::of::<K>(), events, answers, change).boxed()
 }
 
 /// The event with the row in place of the object.

@@ -98,7 +98,7 @@ impl Listing {
         }
         match &object.content {
             Content::Service(service) => {
-                let mut row = service::reduce(service, true);
+                let mut row = service::reduce(service);
                 row.problems.extend(missing_cluster_ip(service));
                 put(&mut self.services, object, row);
             }
@@ -327,5 +327,21 @@ mod tests {
         let world = world(&listing);
         let names: Vec<_> = world.pods().map(|(key, _)| key.to_string()).collect();
         assert_eq!(names, ["default/one"]);
+    }
+
+    #[test]
+    fn the_networks_of_services_are_listed() {
+        let cidr = "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, \
+            metadata: {name: kubernetes}, spec: {cidrs: [10.96.0.0/12, x]}}";
+        let files: [(&str, &[&str]); 2] = [("a.yaml", &[cidr]), ("b.yaml", &[cidr])];
+        assert_eq!(
+            problems(&files),
+            [
+                "ServiceCIDR kubernetes `x` is not a network",
+                "ServiceCIDR kubernetes is in a.yaml and again in b.yaml: the first counts",
+            ]
+        );
+        let cidrs = world(&listing(&files)).service_cidrs();
+        assert_eq!(cidrs, ["10.96.0.0/12".parse().expect("a network")].into());
     }
 }
