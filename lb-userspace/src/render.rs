@@ -1,7 +1,7 @@
 //! The tables as text: one line per entry, with names.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
 };
@@ -471,8 +471,9 @@ pub fn resolved(tables: &ServiceTables, names: &BTreeMap<u32, PortName>) -> Stri
         }
         text.push('\n');
     }
-    for cidr in tables.cidrs.values() {
-        let network = Range::from(*cidr).network();
+    let networks: BTreeSet<_> = tables.cidrs.values().copied().map(Range::from).collect();
+    for range in networks {
+        let network = range.network();
         let network = network.map_or("broken".to_owned(), |network| network.to_string());
         text += &format!("{network} -> dropped\n");
     }

@@ -23,7 +23,7 @@ impl Local {
         let primary = [Family::IPv4, Family::IPv6].into_iter().filter_map(first);
         Self {
             node: node.to_owned(),
-            zone: None,
+            zone: row.and_then(|row| row.zone.clone()),
             primary: primary.copied().collect(),
         }
     }

@@ -2,6 +2,7 @@
 //! result, whatever came before.
 
 mod categorize;
+mod endpoints;
 mod local;
 mod node;
 mod range;
@@ -19,6 +20,7 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::categorize::Policies;
 pub use self::{
     local::Local,
     node::{DesiredNode, node},

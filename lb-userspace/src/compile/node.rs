@@ -7,6 +7,7 @@ use lb_common::{
     service::Cidr,
 };
 
+use super::Range;
 use crate::{node_view::NodeView, world::World};
 
 /// What the tables should say about this node.
@@ -20,15 +21,16 @@ pub struct DesiredNode {
 }
 
 /// What the tables should say about this node.
-pub fn node(_world: &World, view: &NodeView) -> DesiredNode {
+pub fn node(world: &World, view: &NodeView) -> DesiredNode {
     let NodeView {
         addresses,
         nodeports_on,
     } = view;
     let addresses = addresses.iter();
     let addresses = addresses.map(|ip| (from_ip(*ip), nodeports_on.contains(ip)));
+    let cidrs = world.service_cidrs().into_iter();
     DesiredNode {
         addresses: addresses.collect(),
-        cidrs: BTreeSet::new(),
+        cidrs: cidrs.map(|cidr| Range::from(cidr).cidr()).collect(),
     }
 }

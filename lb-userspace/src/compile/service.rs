@@ -1,4 +1,4 @@
-//! What the tables should say about a service: what clients dial, and where new flows go.
+//! What the tables should say about a service: what clients dial, and how a backend is chosen.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -7,113 +7,162 @@ use lb_common::{
     service::{FrontendKey, FrontendKind},
 };
 
-use super::{
-    BackendKey, Backends, Choice, Desired, Local, Port, PortName, Ranges,
-    categorize::{Candidate, Place, Policies, categorize},
-};
-use crate::world::{Endpoint, Family, ObjectKey, Service, ServicePort, World};
+use super::{Choice, Desired, Local, Policies, Port, PortName, Range, Ranges, endpoints};
+use crate::world::{Family, ObjectKey, Service, ServicePort, World};
 
 /// What the tables should say about one service; nothing where there is no such service.
+///
+/// A service is served in the families that it has a ClusterIP of. What it claims and another
+/// service has is left out.
 pub fn service(world: &World, local: &Local, key: &ObjectKey) -> Desired {
-    let mut desired = Desired::default();
     let Some(service) = world.service(key) else {
-        return desired;
+        return Desired::default();
     };
-    for &address in own_addresses(world, key, service) {
-        desired.addresses.insert(from_ip(address));
-        let family = Family::of(address);
+    let own = |ip: &&IpAddr| world.owner_of(**ip) == Some(key);
+    let addresses = service.cluster_ips.iter().filter(own);
+    let mut ports = BTreeMap::new();
+    for family in service.cluster_ips.iter().map(|ip| Family::of(*ip)) {
         for port in &service.ports {
-            let ServicePort {
-                name,
-                protocol,
-                port: number,
-                ..
-            } = port;
-            let frontend = FrontendKey::new(from_ip(address), *number, protocol.number());
-            let name = PortName {
-                service: key.clone(),
-                port: name.clone(),
-                protocol: *protocol,
+            let claims = PortClaims {
+                world,
+                key,
+                service,
+                port,
                 family,
             };
-            let choice = Choice {
-                internal_local: false,
-                external_local: false,
-                affinity: 0,
-                ranges: Ranges::new(),
-                backends: backends(world, local, &name),
-            };
-            desired
-                .ports
-                .entry(name)
-                .or_insert_with(|| Port {
-                    frontends: Vec::new(),
-                    choice,
-                })
-                .frontends
-                .push((frontend, FrontendKind::Internal));
+            let frontends = claims.frontends();
+            if frontends.is_empty() {
+                continue;
+            }
+            let name = claims.name();
+            let choice = claims.choice(local, &name);
+            ports.insert(name, Port { frontends, choice });
         }
     }
-    desired
+    Desired {
+        addresses: addresses.map(|ip| from_ip(*ip)).collect(),
+        ports,
+    }
 }
 
-/// The ClusterIPs that no other service has a better claim to.
-fn own_addresses<'a>(
+/// A port of a service in one family.
+struct PortClaims<'a> {
     world: &'a World,
     key: &'a ObjectKey,
     service: &'a Service,
-) -> impl Iterator<Item = &'a IpAddr> {
-    service
-        .cluster_ips
-        .iter()
-        .filter(move |address| world.owner_of(**address) == Some(key))
+    port: &'a ServicePort,
+    family: Family,
 }
 
-fn backends(world: &World, local: &Local, name: &PortName) -> Backends {
-    let place = Place {
-        node: &local.node,
-        zone: local.zone.as_deref(),
-    };
-    let endpoints = endpoints(world, name);
-    let endpoints = endpoints.into_iter().map(|(key, endpoint)| {
-        let candidate = Candidate {
-            ready: endpoint.ready,
-            serving: endpoint.serving,
-            terminating: endpoint.terminating,
-            local: endpoint.node.as_deref() == Some(&local.node),
-            nodes: &[],
-            zones: &[],
-        };
-        (key, candidate)
-    });
-    categorize(&endpoints.collect(), Policies::default(), place)
-}
-
-/// The endpoints of a service port, from all slices whose port has its name and protocol.
-///
-/// An address and port that several endpoints claim is one endpoint: the one that is in the best
-/// state, since an address is used again while its last pod still terminates.
-fn endpoints<'a>(world: &'a World, name: &PortName) -> BTreeMap<BackendKey, &'a Endpoint> {
-    let mut endpoints: BTreeMap<_, &Endpoint> = BTreeMap::new();
-    let slices = world.slices_of(&name.service).map(|(_, slice)| slice);
-    for slice in slices.filter(|slice| slice.family == name.family) {
-        let ports = slice.ports.iter();
-        let ports = ports.filter(|port| port.name == name.port && port.protocol == name.protocol);
-        for port in ports {
-            for endpoint in &slice.endpoints {
-                let key = BackendKey {
-                    address: from_ip(endpoint.address),
-                    port: port.port,
-                };
-                let best = endpoints.entry(key).or_insert(endpoint);
-                *best = std::cmp::max_by_key(endpoint, *best, |endpoint| state(endpoint));
-            }
+impl PortClaims<'_> {
+    fn name(&self) -> PortName {
+        PortName {
+            service: self.key.clone(),
+            port: self.port.name.clone(),
+            protocol: self.port.protocol,
+            family: self.family,
         }
     }
-    endpoints
-}
 
-/// Orders endpoints from the worst state to the best.
-fn state(endpoint: &Endpoint) -> (bool, bool, bool) {
-    (!endpoint.terminating, endpoint.ready, endpoint.serving)
+    /// What clients dial that is the service's own, the ClusterIP first.
+    fn frontends(&self) -> Vec<(FrontendKey, FrontendKind)> {
+        let Self { world, key, .. } = *self;
+        let ServicePort {
+            protocol,
+            port,
+            node_port,
+            ..
+        } = *self.port;
+        let Service {
+            cluster_ips,
+            load_balancer_ips,
+            external_ips,
+            ..
+        } = self.service;
+        let internal = self.of_family(cluster_ips);
+        let internal = internal
+            .filter(|ip| world.owner_of(*ip) == Some(key))
+            .map(|ip| (ip, FrontendKind::Internal));
+        let vips = self.of_family(load_balancer_ips);
+        let vips = vips.map(|ip| (ip, FrontendKind::LoadBalancer));
+        let external = self.of_family(external_ips);
+        let external = external.map(|ip| (ip, FrontendKind::External));
+        let outside = vips
+            .chain(external)
+            .filter(|(ip, _)| world.owner_of_external(*ip, port, protocol) == Some(key));
+        let dialled = internal
+            .chain(outside)
+            .map(|(ip, kind)| (FrontendKey::new(from_ip(ip), port, protocol.number()), kind));
+        let node_port = node_port
+            .filter(|number| world.owner_of_node_port(*number, protocol) == Some(key))
+            .map(|number| {
+                let v4 = self.family == Family::IPv4;
+                let key = FrontendKey::node_port(v4, number, protocol.number());
+                (key, FrontendKind::External)
+            });
+        dialled.chain(node_port).collect()
+    }
+
+    /// `UsesClusterEndpoints` and its like in kube-proxy's `serviceport.go`.
+    fn policies(&self) -> Policies {
+        let Service {
+            load_balancer_ips,
+            external_ips,
+            internal_local,
+            external_local,
+            ..
+        } = self.service;
+        let external = self.port.node_port.is_some()
+            || self.of_family(load_balancer_ips).next().is_some()
+            || self.of_family(external_ips).next().is_some();
+        Policies {
+            internal_local: *internal_local,
+            external_local: *external_local && external,
+            external,
+        }
+    }
+
+    fn choice(&self, local: &Local, name: &PortName) -> Choice {
+        let policies = self.policies();
+        Choice {
+            internal_local: policies.internal_local,
+            external_local: policies.external_local,
+            affinity: self.service.affinity.unwrap_or(0),
+            ranges: self.ranges(local),
+            backends: endpoints::backends(self.world, local, name, policies),
+        }
+    }
+
+    /// Who may dial the load balancer's IPs. Ranges of the other family do not count: a family that
+    /// has none serves any source.
+    ///
+    /// Where the ranges hold the node itself, its own connections to a VIP that it carries come from
+    /// that VIP: then the VIPs are let in too (`allowFromNode` of kube-proxy's `proxier.go`).
+    fn ranges(&self, local: &Local) -> Ranges {
+        let Service {
+            load_balancer_ips,
+            source_ranges,
+            ..
+        } = self.service;
+        if self.of_family(load_balancer_ips).next().is_none() {
+            return Ranges::new();
+        }
+        let own = source_ranges
+            .iter()
+            .filter(|range| Family::of(range.addr()) == self.family);
+        let mut ranges: Ranges = own.clone().map(|range| Range::from(*range)).collect();
+        let mut own = own;
+        if own.any(|range| local.primary.iter().any(|ip| range.contains(ip))) {
+            ranges.extend(self.of_family(load_balancer_ips).map(Range::host));
+        }
+        ranges
+    }
+
+    fn of_family<'a>(&self, addresses: &'a [IpAddr]) -> impl Iterator<Item = IpAddr> + use<'a> {
+        let family = self.family;
+        let own = addresses
+            .iter()
+            .filter(move |ip| Family::of(**ip) == family);
+        own.copied()
+    }
 }

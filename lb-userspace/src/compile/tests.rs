@@ -9,11 +9,12 @@ use proptest::{prelude::*, sample::Index};
 
 use super::*;
 use crate::{
+    node_view::{NodePortAddresses, NodeView},
     plan::{Allocations, ServiceTables, Sizes},
     render,
     world::{
-        Change, Dirty, Endpoint, EndpointSlice, Event, Hints, Row, Service, ServicePort, SlicePort,
-        World,
+        self, Change, Dirty, Endpoint, EndpointSlice, Event, Hints, Row, Service, ServicePort,
+        SlicePort, World,
     },
 };
 
@@ -38,6 +39,9 @@ fn port_names_can_be_read_back() {
     }
 }
 
+/// Whose tables they are.
+const NODE: &str = "node-0";
+
 /// What becomes of one object.
 #[derive(Clone, Debug)]
 enum Edit<R> {
@@ -49,8 +53,10 @@ enum Edit<R> {
     Repeat,
 }
 
+/// Nodes have no namespace.
 fn key(prefix: &str, number: u8) -> ObjectKey {
-    ObjectKey::new("default", format!("{prefix}-{number}"))
+    let namespace = if prefix == "node" { "" } else { "default" };
+    ObjectKey::new(namespace, format!("{prefix}-{number}"))
 }
 
 fn row<R>(value: &R) -> Row<R>
@@ -102,19 +108,21 @@ fn list<R: Clone>(prefix: &str, objects: &BTreeMap<u8, R>) -> VecDeque<Event<R>>
 }
 
 /// World, plan and tables of a node.
-struct Node {
+struct Agent {
     world: World,
+    local: Local,
     allocations: Allocations,
     tables: ServiceTables,
     dirty: BTreeSet<ObjectKey>,
 }
 
-impl Node {
+impl Agent {
     fn new() -> Self {
         let tables = ServiceTables::default();
         let allocations = Allocations::restore(tables.clone(), Sizes::KERNEL);
         Self {
             world: World::default(),
+            local: Local::default(),
             allocations,
             tables,
             dirty: BTreeSet::new(),
@@ -127,13 +135,23 @@ impl Node {
     }
 
     fn program(&mut self) {
-        let local = Local::of(&self.world, "node-a");
+        let local = Local::of(&self.world, NODE);
+        if self.local != local {
+            let all = self.world.services().map(|(key, _)| key.clone());
+            self.dirty.extend(all);
+            self.local = local;
+        }
         let dirty = std::mem::take(&mut self.dirty).into_iter();
         let desired = dirty
-            .map(|key| (key.clone(), service(&self.world, &local, &key)))
+            .map(|key| (key.clone(), service(&self.world, &self.local, &key)))
             .collect();
+        let node = self.world.node(NODE);
+        let listed = node.map(|node| &node.addresses[..]).unwrap_or_default();
+        let all = listed.iter().copied().collect();
+        let view = NodeView::new(&all, listed, &[NodePortAddresses::Primary]);
+        let node = super::node(&self.world, &view);
         self.allocations
-            .plan(&desired, None)
+            .plan(&desired, Some(&node))
             .ops
             .iter()
             .for_each(|op| self.tables.apply(op));
@@ -160,35 +178,80 @@ fn any_protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]
 }
 
+fn some_of<T: Clone + fmt::Debug + 'static>(all: Vec<T>) -> impl Strategy<Value = Vec<T>> {
+    let most = all.len();
+    prop_oneof![
+        2 => Just(Vec::new()),
+        1 => prop::sample::subsequence(all, 0..=most),
+    ]
+}
+
+fn parsed<T: FromStr<Err: fmt::Debug>>(texts: &[&str]) -> Vec<T> {
+    let texts = texts.iter();
+    texts
+        .map(|text| text.parse().expect("it can be parsed"))
+        .collect()
+}
+
+/// Two services may well want the same address, port and NodePort.
 fn any_service() -> impl Strategy<Value = Service> {
-    let ports = prop::collection::btree_map((any_protocol(), 80u16..82), "[ab]", 0..3);
-    (0u8..3, prop::option::of(0u8..3), ports).prop_map(|(v4, v6, ports)| {
-        let v6 = v6.map(|v6| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(v6)]));
-        let mut names = BTreeSet::new();
-        let ports = ports
-            .into_iter()
-            .map(|((protocol, port), name)| ServicePort {
+    let port = ("[ab]", prop::option::weighted(0.3, 30_000u16..30_002));
+    let ports = prop::collection::btree_map((any_protocol(), 80u16..82), port, 0..3);
+    let external = (
+        some_of(parsed(&["192.0.2.1", "10.96.0.1", "fd00:2::1"])),
+        some_of(parsed(&["192.0.2.2", "192.0.2.3", "fd00:2::2"])),
+        some_of(parsed(&["203.0.113.0/24", "192.168.0.0/16", "fd00:9::/64"])),
+    );
+    let policies = (any::<bool>(), any::<bool>(), prop::option::of(Just(60)));
+    (0u8..3, prop::option::of(0u8..3), ports, external, policies).prop_map(
+        |(v4, v6, ports, external, policies)| {
+            let v6 = v6.map(|v6| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(v6)]));
+            let mut names = BTreeSet::new();
+            let mut node_ports = BTreeSet::new();
+            let ports = ports.into_iter();
+            let ports = ports.map(|((protocol, port), (name, node_port))| ServicePort {
                 name,
                 protocol,
                 port,
-                node_port: None,
+                node_port: node_port.filter(|number| node_ports.insert((*number, protocol))),
             });
-        Service {
-            cluster_ips: [Some(IpAddr::from([10, 96, 0, v4])), v6]
-                .into_iter()
-                .flatten()
-                .collect(),
-            ports: ports
-                .filter(|port| names.insert((port.name.clone(), port.protocol)))
-                .collect(),
-            ..Service::default()
-        }
+            Service {
+                cluster_ips: [Some(IpAddr::from([10, 96, 0, v4])), v6]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
+                external_ips: external.0,
+                load_balancer_ips: external.1,
+                source_ranges: external.2,
+                ports: ports
+                    .filter(|port| names.insert((port.name.clone(), port.protocol)))
+                    .collect(),
+                internal_local: policies.0,
+                external_local: policies.1,
+                affinity: policies.2,
+                health_check_node_port: None,
+            }
+        },
+    )
+}
+
+fn any_node() -> impl Strategy<Value = world::Node> {
+    let zone = prop::option::of(prop_oneof![Just("a"), Just("b")]);
+    let addresses = some_of(parsed(&["192.168.0.1", "10.96.0.1", "fd00:192::1"]));
+    (zone, addresses).prop_map(|(zone, addresses)| world::Node {
+        addresses,
+        zone: zone.map(str::to_owned),
+        ..world::Node::default()
     })
 }
 
 fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
-    (1u8..6, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        move |(number, ready, serving, terminating)| Endpoint {
+    let state = any::<(bool, bool, bool)>();
+    let node = prop::option::of(prop_oneof![Just(NODE), Just("node-1")]);
+    let zones = some_of(vec!["a".to_owned(), "b".to_owned()]);
+    let nodes = some_of(vec![NODE.to_owned(), "node-1".to_owned()]);
+    (1u8..6, state, node, zones, nodes).prop_map(
+        move |(number, (ready, serving, terminating), node, zones, nodes)| Endpoint {
             address: match family {
                 Family::IPv4 => IpAddr::from([10, 0, 0, number]),
                 Family::IPv6 => IpAddr::from([0xfd01, 0, 0, 0, 0, 0, 0, u16::from(number)]),
@@ -196,8 +259,8 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
             ready,
             serving,
             terminating,
-            node: None,
-            hints: Hints::default(),
+            node: node.map(str::to_owned),
+            hints: Hints { zones, nodes },
         },
     )
 }
@@ -227,32 +290,39 @@ proptest! {
     fn any_way_to_a_world_ends_where_its_list_does(
         services in any_edits(any_service()),
         slices in any_edits(any_slice()),
+        nodes in any_edits(any_node()),
         order in prop::collection::vec(any::<(Index, bool)>(), 1..80),
     ) {
-        let (mut service_events, services) = events("service", &services);
-        let (mut slice_events, slices) = events("slice", &slices);
-        let mut node = Node::new();
+        let (service_events, services) = events("service", &services);
+        let (slice_events, slices) = events("slice", &slices);
+        let (node_events, nodes) = events("node", &nodes);
+        // Each kind's events keep their order; how the kinds mix, and what comes at once, varies.
+        let mut left: Vec<VecDeque<Change>> = vec![
+            service_events.into_iter().map(Change::Service).collect(),
+            slice_events.into_iter().map(Change::EndpointSlice).collect(),
+            node_events.into_iter().map(Change::Node).collect(),
+        ];
+        let mut agent = Agent::new();
         let mut order = order.into_iter().cycle();
-        while !service_events.is_empty() || !slice_events.is_empty() {
-            // Each kind's events keep their order; how the kinds mix, and what comes at once, varies.
+        while !left.is_empty() {
             let (which, program) = order.next().expect("it never ends");
-            let left = service_events.len() + slice_events.len();
-            let change = if which.index(left) < service_events.len() {
-                service_events.pop_front().map(Change::Service)
-            } else {
-                slice_events.pop_front().map(Change::EndpointSlice)
-            };
-            node.apply(change.expect("an event is left"));
+            let which = which.index(left.len());
+            match left[which].pop_front() {
+                Some(change) => agent.apply(change),
+                None => drop(left.remove(which)),
+            }
             if program {
-                node.program();
+                agent.program();
             }
         }
-        node.program();
+        agent.program();
 
-        let mut fresh = Node::new();
-        list("slice", &slices).into_iter().for_each(|event| fresh.apply(Change::EndpointSlice(event)));
-        list("service", &services).into_iter().for_each(|event| fresh.apply(Change::Service(event)));
+        let mut fresh = Agent::new();
+        let slices = list("slice", &slices).into_iter().map(Change::EndpointSlice);
+        let services = list("service", &services).into_iter().map(Change::Service);
+        let nodes = list("node", &nodes).into_iter().map(Change::Node);
+        slices.chain(services).chain(nodes).for_each(|change| fresh.apply(change));
         fresh.program();
-        prop_assert_eq!(node.resolved(), fresh.resolved());
+        prop_assert_eq!(agent.resolved(), fresh.resolved());
     }
 }

@@ -215,6 +215,9 @@ impl Agent {
         if dirty.node {
             self.services.set_node(self.view());
         }
+        if dirty.cidrs {
+            self.services.mark_cidrs();
+        }
         if dirty.pods || dirty.node || waited {
             self.interfaces.confirm(&self.world, &self.node);
             self.interfaces.reread();

@@ -69,6 +69,11 @@ impl Services {
         }
     }
 
+    /// Marks the networks of services to be compiled afresh.
+    pub fn mark_cidrs(&mut self) {
+        self.node_dirty = true;
+    }
+
     /// Whether something may be out of date.
     pub fn pending(&self) -> bool {
         self.allocations.is_none()
