@@ -2,8 +2,7 @@
 
 use crate::{
     address::Address,
-    scratch::Scratch,
-    service::{Affinity, MAX_BACKENDS, Window},
+    service::{Affinity, AffinityKey, Backend, MAX_BACKENDS, Window},
     tables::Tables,
 };
 
@@ -12,26 +11,50 @@ const SECOND: u64 = 1_000_000_000;
 /// Looks that find any row of a group: it halves with each.
 const LOOKS: u32 = MAX_BACKENDS.ilog2() + 1;
 
+/// Where the backend that a client had is sought.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// Row of the extent's header.
+    first: u32,
+    list: Window,
+    /// Each of the three groups is in order of address and port; a list is two of them, of which the
+    /// second begins here.
+    middle: u32,
+    /// Seconds for which a client keeps its backend.
+    time: u32,
+}
+
+impl Rows {
+    /// Those of a list of the extent whose header is `header`, at row `first`.
+    #[inline(always)]
+    pub fn new(first: u32, header: &Backend, list: Window) -> Self {
+        Self {
+            first,
+            list,
+            middle: if list.first == 0 {
+                header.only_local.min(list.count)
+            } else {
+                header.local
+            },
+            time: header.affinity,
+        }
+    }
+}
+
 /// The row, counted as in [`Window`], of the backend that the client had, as long as its time is not
-/// over and the backend is in the list. `first` is the row of the extent's header.
+/// over and the backend is in the list.
 #[inline(never)]
-pub fn recall<T: Tables>(tables: &T, scratch: &Scratch, first: u32, list: Window) -> Option<u32> {
-    let Scratch {
-        header,
-        session,
-        now,
-        ..
-    } = scratch;
+pub fn recall<T: Tables>(tables: &T, session: &AffinityKey, rows: &Rows, now: u64) -> Option<u32> {
     let had = tables.affinity(session)?;
-    if now.saturating_sub(had.last_opened) > u64::from(header.affinity) * SECOND {
+    if now.saturating_sub(had.last_opened) > u64::from(rows.time) * SECOND {
         return None;
     }
-    // Each of the three groups is in order of address and port; a list is two of them.
-    let middle = if list.first == 0 {
-        header.only_local.min(list.count)
-    } else {
-        header.local
-    };
+    let Rows {
+        first,
+        list,
+        middle,
+        ..
+    } = *rows;
     let end = list.first + list.count;
     search(tables, first, (list.first, middle), &had)
         .or_else(|| search(tables, first, (middle, end), &had))
@@ -39,14 +62,14 @@ pub fn recall<T: Tables>(tables: &T, scratch: &Scratch, first: u32, list: Window
 
 /// Notes where the client's new connection goes.
 #[inline(never)]
-pub fn remember<T: Tables>(tables: &T, scratch: &Scratch) {
-    let Scratch {
-        backend,
-        session,
-        now,
-        ..
-    } = scratch;
-    let affinity = Affinity::new(backend.address, backend.port, *now);
+pub fn remember<T: Tables>(
+    tables: &T,
+    session: &AffinityKey,
+    address: &Address,
+    port: u16,
+    now: u64,
+) {
+    let affinity = Affinity::new(*address, port, now);
     tables.set_affinity(session, &affinity);
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     address::{Address, HAIRPIN_V4, HAIRPIN_V6, UNSPECIFIED, is_v4},
-    affinity,
+    affinity::{self, Rows},
     conntrack::{Recorded, record},
     flow::{Direction, Flow, Tuple, Way},
     packet::{Packet, Route},
@@ -295,7 +295,13 @@ fn to_service<P: Packet, T: Tables>(
     scratch.session.client = scratch.key.tuple.source;
     scratch.session.service = index;
     let recalled = if affine {
-        affinity::recall(tables, scratch, first, list)
+        let Scratch {
+            session,
+            header,
+            now,
+            ..
+        } = &*scratch;
+        affinity::recall(tables, session, &Rows::new(first, header, list), *now)
     } else {
         None
     };
@@ -320,7 +326,13 @@ fn to_service<P: Packet, T: Tables>(
         match record(tables, scratch) {
             Recorded::Yes => {
                 if affine {
-                    affinity::remember(tables, scratch);
+                    let Scratch {
+                        session,
+                        backend,
+                        now,
+                        ..
+                    } = &*scratch;
+                    affinity::remember(tables, session, &backend.address, backend.port, *now);
                 }
                 return Opened::Yes;
             }

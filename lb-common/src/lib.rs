@@ -31,6 +31,7 @@ pub mod reason;
 pub mod refusal;
 pub mod scratch;
 pub mod service;
+pub mod socket;
 pub mod tables;
 #[cfg(test)]
 mod tests;

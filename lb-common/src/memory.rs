@@ -15,6 +15,7 @@ use crate::{
     reason::Reason,
     refusal,
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
+    socket::{Settings, Socket, SocketKey, Sockets},
     tables::{FlowTable, NotInserted, Note, Tables},
 };
 
@@ -165,6 +166,8 @@ pub struct MemoryTables {
     pub fragments: RefCell<BTreeMap<FragmentKey, Ports>>,
     pub flows: RefCell<BTreeMap<FlowKey, Flow>>,
     pub half_open: RefCell<BTreeMap<FlowKey, Flow>>,
+    pub settings: Settings,
+    pub sockets: RefCell<BTreeMap<SocketKey, Socket>>,
     /// Two-way flows that fit; `None` is no limit.
     pub flow_limit: Option<usize>,
     pub counters: RefCell<BTreeMap<Reason, u64>>,
@@ -314,5 +317,19 @@ impl Tables for MemoryTables {
         let mut queue = self.random.borrow_mut();
         let next = queue.pop_front();
         next.inspect(|next| queue.push_back(*next)).unwrap_or(0)
+    }
+}
+
+impl Sockets for MemoryTables {
+    fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    fn socket(&self, key: &SocketKey) -> Option<Socket> {
+        self.sockets.borrow().get(key).copied()
+    }
+
+    fn remember(&self, key: &SocketKey, socket: &Socket) {
+        self.sockets.borrow_mut().insert(*key, *socket);
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     flow::{Flow, FlowKey, Tuple},
     fragment::{FragmentKey, Ports},
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, Frontend, FrontendKey, RangeKey},
+    socket::{Settings, Socket, SocketKey},
 };
 
 macro_rules! plain_data {
@@ -38,6 +39,9 @@ plain_data!(
     Tuple,
     FlowKey,
     Flow,
+    Settings,
+    SocketKey,
+    Socket,
     FragmentKey,
     Ports,
 );

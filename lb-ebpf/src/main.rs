@@ -12,6 +12,8 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+mod sockets;
+#[cfg(target_arch = "bpf")]
 mod stages;
 
 #[cfg(not(target_arch = "bpf"))]

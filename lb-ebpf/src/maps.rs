@@ -23,6 +23,7 @@ use lb_common::{
         MAX_BACKEND_IDS, MAX_BACKENDS, MAX_CIDRS, MAX_FRONTENDS, MAX_SERVICES, MAX_SOURCE_RANGES,
         RangeKey, Target,
     },
+    socket::{MAX_SOCKETS, Settings, Socket, SocketKey, Sockets},
     tables::{FlowTable, NotInserted, Note, Tables},
 };
 
@@ -80,6 +81,14 @@ static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, ON_DEMAND> = HashMap::new();
 /// Flows that are not two-way yet; the least recently used make room.
 #[btf_map]
 static HALF_OPEN: LruHashMap<FlowKey, Flow, MAX_HALF_OPEN> = LruHashMap::new();
+
+/// What the programs of processes must know of the node.
+#[btf_map]
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// What sockets dialled, and where they went.
+#[btf_map]
+static SOCKETS: LruHashMap<SocketKey, Socket, MAX_SOCKETS> = LruHashMap::new();
 
 /// Packets by reason.
 #[btf_map]
@@ -303,5 +312,24 @@ impl Tables for KernelTables {
     fn random(&self) -> u32 {
         // SAFETY: a helper call without arguments.
         unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+impl Sockets for KernelTables {
+    #[inline(always)]
+    fn settings(&self) -> Settings {
+        SETTINGS.get(0).copied().unwrap_or(Settings::NONE)
+    }
+
+    #[inline(always)]
+    fn socket(&self, key: &SocketKey) -> Option<Socket> {
+        // SAFETY: copied at once; whether it still is this key's is for the caller to check.
+        unsafe { SOCKETS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &SocketKey, socket: &Socket) {
+        // Where it cannot be, a process is told the backend's address.
+        let _ = SOCKETS.insert(key, socket, 0);
     }
 }

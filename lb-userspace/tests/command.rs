@@ -89,6 +89,7 @@ fn status() -> Status {
             synced: vec![],
             awaited: vec![],
             cgroup_root: None,
+            socket_lb: "host".to_owned(),
         },
         tables_at: "/t".into(),
         interfaces: vec![],

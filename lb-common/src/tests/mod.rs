@@ -7,6 +7,7 @@ mod policies;
 mod races;
 mod sctp;
 mod services;
+mod sockets;
 mod translation;
 mod wire;
 mod wires;

@@ -73,6 +73,7 @@ pub async fn run(run: Run, mut settings: Value) -> Result<(), Failure> {
         log_level: run.bpf_log as u8,
         cgroup_root,
         surface,
+        socket_lb: run.socket_lb,
     };
     tokio::select! {
         // A wrong name that can be told at once is told before anything is touched.

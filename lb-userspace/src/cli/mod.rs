@@ -27,6 +27,7 @@ use crate::{
     logging::Format,
     names::Names,
     node_view::NodePortAddresses,
+    run::SocketLb,
     status::{Agent, Status},
 };
 
@@ -190,6 +191,14 @@ pub struct Run {
         action = ArgAction::Set
     )]
     pub allow_service_external_ips: bool,
+    /// The processes that reach services when they connect and send; others do packet by packet
+    #[arg(
+        long,
+        env = "LB_SOCKET_LB",
+        value_name = "WHICH",
+        default_value = "host"
+    )]
+    pub socket_lb: SocketLb,
     /// How programs are attached to interfaces
     #[arg(long, env = "LB_ATTACH", value_name = "HOW", default_value = "auto")]
     pub attach: Attach,

@@ -15,6 +15,7 @@ use lb_common::{
         MAX_BACKEND_IDS, MAX_BACKENDS, MAX_CIDRS, MAX_FRONTENDS, MAX_SERVICES, MAX_SOURCE_RANGES,
         RangeKey,
     },
+    socket::{MAX_SOCKETS, Settings, Socket, SocketKey},
 };
 
 use super::Pins;
@@ -34,7 +35,7 @@ const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Every table that outlives the agent.
-pub const TABLES: [Layout; 15] = [
+pub const TABLES: [Layout; 17] = [
     table::<FrontendKey, Frontend>("FRONTENDS", MapType::Hash, MAX_FRONTENDS, NO_PREALLOC),
     table::<u32, Extent>("SERVICES", MapType::Array, MAX_SERVICES, MMAPABLE),
     table::<u32, Backend>("BACKENDS", MapType::Array, MAX_BACKENDS, MMAPABLE),
@@ -53,6 +54,8 @@ pub const TABLES: [Layout; 15] = [
     table::<FragmentKey, Ports>("FRAGMENTS", MapType::LruHash, MAX_FRAGMENTS, 0),
     table::<FlowKey, Flow>("FLOWS", MapType::Hash, MAX_FLOWS, NO_PREALLOC),
     table::<FlowKey, Flow>("HALF_OPEN", MapType::LruHash, MAX_HALF_OPEN, 0),
+    table::<u32, Settings>("SETTINGS", MapType::Array, 1, 0),
+    table::<SocketKey, Socket>("SOCKETS", MapType::LruHash, MAX_SOCKETS, 0),
     table::<u32, u64>("COUNTERS", MapType::PerCpuArray, Reason::ALL.len(), 0),
     table::<u32, u64>("REFUSALS", MapType::Array, 1, 0),
 ];

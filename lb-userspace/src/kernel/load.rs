@@ -18,7 +18,7 @@ use nix::{
 
 use tokio::time::interval;
 
-use super::{Attach, Pins, Side, layout};
+use super::{Attach, Pins, Side, layout, sockets};
 
 /// The program that expires flows. It is never attached.
 const EXPIRE: &str = "expire";
@@ -51,6 +51,8 @@ pub fn load(pins: Pins, attach: Attach, log_level: u8) -> Result<Programs> {
 
     let mut loader = EbpfLoader::new();
     loader.override_global(aya_log::LEVEL, &log_level, false);
+    let refuses = u8::from(sockets::can_refuse());
+    loader.override_global(sockets::REFUSES, &refuses, true);
     for table in &layout::TABLES {
         if pins.table(table.name).exists() {
             table.open(&pins)?;

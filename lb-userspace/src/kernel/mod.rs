@@ -4,10 +4,14 @@ mod attach;
 mod barrier;
 mod cleanup;
 mod clsact;
+mod diag;
 mod layout;
 mod load;
 mod mapped;
 mod pins;
+mod pod_cgroup;
+mod sockets;
+mod stale;
 mod sweep;
 mod tables;
 mod xdp;
@@ -20,6 +24,9 @@ pub use self::{
     cleanup::cleanup,
     load::{OBJECT, Programs, load},
     pins::Pins,
+    pod_cgroup::pod_cgroup,
+    sockets::namespace_cookie,
+    stale::StaleSockets,
     sweep::{FlowCounts, Swept, owners, sweep},
     tables::Tables,
     xdp::{Xdp, XdpChoice},

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lb_common::LAYOUT_VERSION;
 
-use super::{Hook, xdp::XDP_PROGRAM};
+use super::{Hook, sockets, xdp::XDP_PROGRAM};
 
 /// The names of all pins below one BPF file system.
 #[derive(Clone, Debug)]
@@ -40,6 +40,16 @@ impl Pins {
 
     pub fn links(&self) -> PathBuf {
         self.version().join("links")
+    }
+
+    /// The links on the root of the control groups, and below it those on pods'.
+    pub fn sockets(&self) -> PathBuf {
+        self.version().join("sockets")
+    }
+
+    /// The links on the control group of the pod with this UID.
+    pub fn pod_sockets(&self, uid: &str) -> PathBuf {
+        self.sockets().join(format!("{}{uid}", sockets::POD))
     }
 
     /// The link of one hook of the interface with this index.

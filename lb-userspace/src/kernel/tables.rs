@@ -14,6 +14,7 @@ use lb_common::{
     service::{
         Backend, Cidr, Extent, Frontend, FrontendKey, FrontendKind, MAX_CIDRS, RangeKey, Target,
     },
+    socket::Settings,
 };
 
 use super::{Barrier, Pins, layout::TABLES, mapped::Mapped};
@@ -36,6 +37,7 @@ pub struct Tables {
     interfaces: Array<MapData, Bucket>,
     endpoints: HashMap<MapData, EndpointKey, Endpoint>,
     devices: HashMap<MapData, DeviceKey, Device>,
+    settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
     /// Made when it is first needed: who only reads needs none.
     barrier: Option<Barrier>,
@@ -54,6 +56,7 @@ impl Tables {
             interfaces: Map::Array(open(pins, "INTERFACES")?).try_into()?,
             endpoints: Map::HashMap(open(pins, "ENDPOINTS")?).try_into()?,
             devices: Map::HashMap(open(pins, "DEVICES")?).try_into()?,
+            settings: Map::Array(open(pins, "SETTINGS")?).try_into()?,
             counters: Map::PerCpuArray(open(pins, "COUNTERS")?).try_into()?,
             barrier: None,
         })
@@ -234,6 +237,15 @@ impl Tables {
         absent_is_fine(self.devices.remove(&DeviceKey { index })).context("write DEVICES")
     }
 
+    /// What the programs of processes know of the node.
+    pub fn settings(&self) -> Result<Settings> {
+        self.settings.get(&0, 0).context("read SETTINGS")
+    }
+
+    pub fn set_settings(&mut self, settings: Settings) -> Result<()> {
+        self.settings.set(0, settings, 0).context("write SETTINGS")
+    }
+
     /// Packets by reason, of all CPUs.
     pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
         let count = |reason: Reason| {
@@ -295,13 +307,13 @@ pub(super) fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapErr
     }
 }
 
-fn open(pins: &Pins, name: &str) -> Result<MapData> {
+pub(super) fn open(pins: &Pins, name: &str) -> Result<MapData> {
     let layout = TABLES.iter().find(|layout| layout.name == name);
     layout
         .with_context(|| format!("there is no table {name}"))?
         .open(pins)
 }
 
-fn mapped<T: aya::Pod>(pins: &Pins, name: &str) -> Result<Mapped<T>> {
+pub(super) fn mapped<T: aya::Pod>(pins: &Pins, name: &str) -> Result<Mapped<T>> {
     Mapped::open(&open(pins, name)?).with_context(|| format!("map {name}"))
 }

@@ -5,6 +5,7 @@ mod interfaces;
 mod pods;
 mod services;
 mod slots;
+mod sockets;
 mod surface;
 
 use std::{
@@ -25,12 +26,12 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::{interfaces::Choices, surface::Config as SurfaceConfig};
-use self::{interfaces::Interfaces, services::Services, surface::Surface};
+pub use self::{interfaces::Choices, sockets::SocketLb, surface::Config as SurfaceConfig};
+use self::{interfaces::Interfaces, services::Services, sockets::Sockets, surface::Surface};
 use crate::{
     api::{self, Query},
     compile::PortName,
-    kernel::{self, Attach, FlowCounts, Pins, Programs, Swept, Tables},
+    kernel::{self, Attach, FlowCounts, Pins, Programs, StaleSockets, Swept, Tables},
     links::{self, LinkChange},
     metrics::Snapshot,
     names::Names,
@@ -57,6 +58,7 @@ pub struct Config {
     pub log_level: u8,
     pub cgroup_root: Option<PathBuf>,
     pub surface: SurfaceConfig,
+    pub socket_lb: SocketLb,
 }
 
 /// Changes that are taken in at once, if they are there.
@@ -87,6 +89,7 @@ pub async fn run(config: Config) -> Result<()> {
         log_level,
         cgroup_root,
         surface,
+        socket_lb,
     } = config;
     let (ask, mut queries) = mpsc::channel(16);
     let listener = api::bind(&socket).await?;
@@ -95,8 +98,10 @@ pub async fn run(config: Config) -> Result<()> {
     if log_level > 0 {
         programs.follow_log()?;
     }
-    let tables = Tables::open(&pins)?;
+    let mut tables = Tables::open(&pins)?;
     let interfaces = Interfaces::restore(interfaces, &pins, &tables)?;
+    let sockets = Sockets::start(socket_lb, cgroup_root.clone(), &mut programs, &mut tables)?;
+    let stale_sockets = StaleSockets::watch(&pins)?;
     let names_path = Names::path(&socket);
     let (report, mut reports) = mpsc::channel(16);
     kernel::sweep(&pins, interfaces.slots(), report)?;
@@ -114,6 +119,8 @@ pub async fn run(config: Config) -> Result<()> {
         world: World::default(),
         interfaces,
         surface,
+        sockets,
+        stale_sockets,
         tables,
         programs,
         flows: FlowCounts::default(),
@@ -188,6 +195,8 @@ struct Agent {
     services: Services,
     interfaces: Interfaces,
     surface: Surface,
+    sockets: Sockets,
+    stale_sockets: StaleSockets,
     tables: Tables,
     programs: Programs,
     flows: FlowCounts,
@@ -219,6 +228,7 @@ impl Agent {
             self.interfaces.confirm(&self.world, &self.node);
             self.interfaces.reread();
             self.settle().await;
+            self.settle_sockets();
         }
     }
 
@@ -245,6 +255,21 @@ impl Agent {
         }
     }
 
+    fn settle_sockets(&mut self) {
+        let Self {
+            sockets,
+            world,
+            node,
+            tables,
+            programs,
+            ..
+        } = self;
+        let settled = block_in_place(|| sockets.settle(world, node, programs, tables));
+        if let Err(error) = settled {
+            error!("cannot keep up with the control groups, trying again: {error:#}");
+        }
+    }
+
     /// Programs what is out of date. Nothing is written, and so nothing removed, before everything
     /// has been listed.
     fn program(&mut self) {
@@ -265,6 +290,9 @@ impl Agent {
         match block_in_place(|| services.program(world, tables)) {
             Ok(renamed) => {
                 self.renamed |= renamed;
+                if services.take_deaths() {
+                    self.stale_sockets.look();
+                }
                 self.retry = Retry::default();
                 self.surface.synced(started.elapsed());
             }
@@ -285,6 +313,10 @@ impl Agent {
         let thorough = self.ticks.is_multiple_of(REREAD);
         if thorough {
             self.interfaces.retry();
+            self.sockets.retry(&mut self.programs);
+        }
+        if thorough || self.sockets.wanting() {
+            self.settle_sockets();
         }
         if thorough || self.interfaces.wanting() {
             self.interfaces.reread();
@@ -419,6 +451,7 @@ impl Agent {
             synced: texts(synced),
             awaited: texts(awaited),
             cgroup_root: self.cgroup_root.clone(),
+            socket_lb: self.sockets.scope().to_string(),
         }
     }
 
@@ -433,6 +466,13 @@ impl Agent {
                 kind: kind.to_string(),
                 object,
                 problem: format!("{full} has no room for {item}; what was there before stays"),
+            });
+        }
+        for (object, problem) in self.sockets.problems() {
+            problems.push(Problem {
+                kind: "cgroup".to_owned(),
+                object,
+                problem,
             });
         }
         if self.services.repaired() > 0 {

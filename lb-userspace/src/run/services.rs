@@ -6,13 +6,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_common::service::is_live;
 use tracing::{debug, warn};
 
 use crate::{
     compile::{self, Local, PortName},
     kernel::Tables,
     node_view::NodeView,
-    plan::{Allocations, NoRoom, Plan, ServiceTables, Sizes},
+    plan::{Allocations, NoRoom, Op, Plan, ServiceTables, Sizes},
     world::{ObjectKey, World},
 };
 
@@ -30,6 +31,8 @@ pub struct Services {
     no_room: Vec<NoRoom>,
     /// Entries that the audits found to differ from what was written.
     repaired: usize,
+    /// Whether a backend has died since somebody asked.
+    deaths: bool,
 }
 
 impl Services {
@@ -46,6 +49,7 @@ impl Services {
             node_dirty: false,
             no_room: Vec::new(),
             repaired: 0,
+            deaths: false,
         }
     }
 
@@ -132,6 +136,7 @@ impl Services {
                 return Err(error).with_context(|| format!("apply {op:?}"));
             }
         }
+        self.deaths |= ops.iter().any(is_death);
         debug!(services = keys.len(), writes = ops.len(), elapsed = ?start.elapsed(), "programmed");
         Ok(renamed)
     }
@@ -148,6 +153,11 @@ impl Services {
         }
         self.repaired += repairs.len();
         Ok(())
+    }
+
+    /// Whether a backend has died since the last call.
+    pub fn take_deaths(&mut self) -> bool {
+        std::mem::take(&mut self.deaths)
     }
 
     /// What the tables hold, as far as that is known.
@@ -181,6 +191,10 @@ impl Services {
             .any(|no_room| no_room.item.service() == Some(service));
         self.allocations.is_some() && !self.dirty.contains(service) && fits
     }
+}
+
+fn is_death(op: &Op) -> bool {
+    matches!(op, Op::Live { generation, .. } if !is_live(*generation))
 }
 
 /// Reads the tables, once no program can be using what an earlier agent freed.

@@ -62,6 +62,8 @@ pub enum Agent {
         /// Kinds of which they are not.
         awaited: Vec<String>,
         cgroup_root: Option<PathBuf>,
+        /// The processes that reach services when they connect and send.
+        socket_lb: String,
     },
     /// The kernel goes on with what the agent left there.
     #[serde(rename_all = "camelCase")]
@@ -459,6 +461,7 @@ mod tests {
                 synced: vec!["Service".to_owned(), "Node".to_owned()],
                 awaited: vec!["EndpointSlice".to_owned()],
                 cgroup_root: None,
+                socket_lb: "host".to_owned(),
             },
             tables_at: "/sys/fs/bpf/lb/v1".into(),
             interfaces: vec![

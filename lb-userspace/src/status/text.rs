@@ -172,6 +172,7 @@ impl Agent {
                 synced,
                 awaited,
                 cgroup_root,
+                socket_lb,
             } => {
                 let mut lines = vec![
                     (
@@ -193,6 +194,7 @@ impl Agent {
                         .iter()
                         .map(|root| ("cgroups", root.display().to_string())),
                 );
+                lines.push(("socket-lb", socket_lb.clone()));
                 lines
             }
             Self::Away { .. } => {

@@ -7,6 +7,7 @@ mod errors;
 mod flows;
 mod manifests;
 mod restart;
+mod sockets;
 mod surface;
 mod updates;
 mod world;
@@ -33,6 +34,7 @@ fn main() -> Result<ExitCode> {
     trials.extend(cleanup::trials());
     trials.extend(devices::trials());
     trials.extend(surface::trials());
+    trials.extend(sockets::trials());
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }
 

@@ -59,6 +59,8 @@ pub struct World {
     pub agents: Vec<Agent>,
     pub sandbox: Sandbox,
     pub manifests: Manifests,
+    /// More flags for agents that are started from now on.
+    pub flags: Vec<&'static str>,
     shape: Shape,
 }
 
@@ -97,6 +99,7 @@ impl World {
             agents: Vec::new(),
             sandbox,
             manifests,
+            flags: Vec::new(),
             shape,
         })
     }
@@ -117,11 +120,9 @@ impl World {
     /// Starts an agent on each node, in place of the one that ran there.
     pub fn start_agents(&mut self) -> Result<()> {
         let start = |node| {
-            Agent::start(
-                node,
-                self.manifests.directory(),
-                ["--attach", self.shape.attach],
-            )
+            let attach = ["--attach", self.shape.attach];
+            let flags = attach.iter().chain(&self.flags);
+            Agent::start(node, self.manifests.directory(), flags)
         };
         self.agents = self
             .sandbox
