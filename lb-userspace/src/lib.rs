@@ -6,6 +6,7 @@ pub mod compile;
 pub mod events;
 pub mod health;
 pub mod kernel;
+pub mod kube_proxy;
 pub mod links;
 pub mod listen;
 pub mod logging;

@@ -41,6 +41,7 @@ pub async fn run(run: Run, mut settings: Value) -> Result<(), Failure> {
         hard_fail: bind_address_hard_fail,
         settings,
         events: objects.events(&node),
+        cleanup_kube_proxy: run.cleanup_kube_proxy,
     };
     let config = Config {
         node: node.clone(),

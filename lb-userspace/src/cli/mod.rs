@@ -23,6 +23,7 @@ pub use self::output::Failure;
 use crate::{
     api,
     kernel::{self, Pins},
+    kube_proxy::{self, Cleaned},
     listen::BindAddress,
     logging::Format,
     names::Names,
@@ -64,9 +65,18 @@ pub enum Command {
     /// Print the kernel's tables, one line per entry, with names
     #[command(after_help = DUMP_EXAMPLES)]
     Dump(View),
-    /// Remove every program, table and file that the agent left
+    /// Remove every program, table and file that the agent left, or what kube-proxy left
     #[command(after_help = CLEANUP_EXAMPLES)]
-    Cleanup(Places),
+    Cleanup(Cleanup),
+}
+
+#[derive(Debug, Args)]
+pub struct Cleanup {
+    /// Remove what kube-proxy left on this node instead: its rules of all modes, and nobody else's
+    #[arg(long, env = "LB_KUBE_PROXY")]
+    kube_proxy: bool,
+    #[command(flatten)]
+    places: Places,
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,6 +134,7 @@ Examples:
 const CLEANUP_EXAMPLES: &str = "\
 Examples:
   lb cleanup
+  lb cleanup --kube-proxy
   lb cleanup --bpffs /run/lb/bpffs";
 
 /// What `lb run` is told.
@@ -213,6 +224,10 @@ pub struct Run {
     /// Log what the eBPF programs do from this level up; costs time for every packet
     #[arg(long, env = "LB_BPF_LOG", value_name = "LEVEL", default_value = "off")]
     pub bpf_log: BpfLog,
+    /// Remove what kube-proxy left on this node, once services are served without it and it no
+    /// longer runs
+    #[arg(long, env = "LB_CLEANUP_KUBE_PROXY")]
+    pub cleanup_kube_proxy: bool,
     #[command(flatten)]
     pub servers: Servers,
     #[command(flatten)]
@@ -343,7 +358,10 @@ pub async fn execute(cli: Cli, settings: Value) -> Result<(), Failure> {
         Command::Status(view) => view::status(&view).await,
         Command::Service { command } => view::service(&command).await,
         Command::Dump(view) => view::dump(&view).await,
-        Command::Cleanup(places) => cleanup(&places).await,
+        Command::Cleanup(Cleanup {
+            kube_proxy: true, ..
+        }) => cleanup_kube_proxy().await,
+        Command::Cleanup(Cleanup { places, .. }) => cleanup(&places).await,
     }
 }
 
@@ -373,6 +391,29 @@ async fn cleanup(places: &Places) -> Result<(), Failure> {
     removed.iter().for_each(|what| eprintln!("removed {what}"));
     if removed.is_empty() {
         eprintln!("there was nothing to remove");
+    }
+    Ok(())
+}
+
+/// `lb cleanup --kube-proxy`.
+async fn cleanup_kube_proxy() -> Result<(), Failure> {
+    if let Some(how) = kube_proxy::live(kube_proxy::METRICS).await {
+        let text = anyhow!("kube-proxy is alive, {how}: stop it first, or it writes all again");
+        return Err(text.into());
+    }
+    let Cleaned {
+        removed,
+        kept,
+        failed,
+    } = kube_proxy::clean().await;
+    removed.iter().for_each(|what| eprintln!("removed {what}"));
+    kept.iter()
+        .for_each(|what| eprintln!("kept {what}, which others use"));
+    if removed.is_empty() && kept.is_empty() && failed.is_empty() {
+        eprintln!("there was nothing to remove");
+    }
+    if !failed.is_empty() {
+        return Err(anyhow!("not all could be removed: {}", failed.join("; ")).into());
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Instant,
 };
@@ -78,6 +78,14 @@ pub struct Failed {
     pub port: u16,
     /// Why, in words.
     pub error: String,
+}
+
+/// For a person to read.
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, error } = self;
+        write!(f, "cannot serve the health check on port {port}: {error}")
+    }
 }
 
 impl Checks {

@@ -27,12 +27,15 @@ use prometheus_client::{
 use tokio::sync::watch;
 
 use self::{process::Process, snapshot::Snapshots};
-pub use self::{server::router, snapshot::Snapshot, triggers::Triggers};
+pub use self::{
+    server::router,
+    snapshot::{Snapshot, without_local},
+    triggers::Triggers,
+};
 use crate::world::Family;
 
 /// One label with its value.
 type Label = [(&'static str, String); 1];
-type Policy = [(&'static str, String); 2];
 type Histograms = Labelled<Label, Histogram, fn() -> Histogram>;
 type Seconds = Gauge<f64, AtomicU64>;
 
@@ -49,7 +52,6 @@ pub struct Metrics {
     service_changes_pending: Gauge,
     last_synced: Labelled<Label, Seconds>,
     last_queued: Labelled<Label, Seconds>,
-    no_local_endpoints: Labelled<Policy, Gauge>,
     healthz: Labelled<Label, Counter>,
     livez: Labelled<Label, Counter>,
 }
@@ -78,7 +80,6 @@ impl Metrics {
             service_changes_pending: Gauge::default(),
             last_synced: Labelled::default(),
             last_queued: Labelled::default(),
-            no_local_endpoints: Labelled::default(),
             healthz: Labelled::default(),
             livez: Labelled::default(),
         };
@@ -111,7 +112,6 @@ impl Metrics {
             service_changes_pending,
             last_synced,
             last_queued,
-            no_local_endpoints,
             healthz,
             livez,
         } = self;
@@ -155,11 +155,6 @@ impl Metrics {
             "When a change last began to wait for its writing, as Unix time",
             last_queued.clone(),
         );
-        registry.register(
-            "sync_proxy_rules_no_local_endpoints_total",
-            "Service ports with the traffic policy Local and endpoints, none of which is on this node",
-            no_local_endpoints.clone(),
-        );
         registry.register("proxy_healthz", "Answers of /healthz", healthz.clone());
         registry.register("proxy_livez", "Answers of /livez", livez.clone());
     }
@@ -198,18 +193,6 @@ impl Metrics {
             let lags = self.lags.get_or_create(&of_family(family));
             lags.observe(lag.as_secs_f64());
         }
-    }
-
-    /// How many service ports of a family have a policy (`internal`, `external`) that leaves them
-    /// without endpoints here.
-    pub fn set_no_local_endpoints(&self, family: Family, policy: &str, ports: u32) {
-        let labels = [
-            ("ip_family", family.to_string()),
-            ("traffic_policy", policy.to_owned()),
-        ];
-        self.no_local_endpoints
-            .get_or_create(&labels)
-            .set(ports.into());
     }
 
     pub fn answered_healthz(&self, code: u16) {

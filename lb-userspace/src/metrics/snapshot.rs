@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use lb_common::address::to_ip;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -9,7 +10,11 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use crate::status::{Fill, Interface, Problem};
+use crate::{
+    plan::ServiceTables,
+    status::{Fill, Interface, Problem},
+    world::Family,
+};
 
 /// The state of the node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +24,27 @@ pub struct Snapshot {
     pub tables: Vec<Fill>,
     pub interfaces: Vec<Interface>,
     pub problems: Vec<Problem>,
+    /// As [`without_local`] says.
+    pub without_local: BTreeMap<(Family, &'static str), u64>,
+}
+
+/// How many services of each family a policy (`internal` or `external`) leaves without endpoints on
+/// this node, although the cluster has some.
+pub fn without_local(tables: &ServiceTables) -> BTreeMap<(Family, &'static str), u64> {
+    let mut counts = BTreeMap::new();
+    let headers = tables.services.values();
+    let headers = headers.filter_map(|extent| tables.rows.get(&extent.first));
+    for header in headers.filter(|header| header.any != 0 && header.local == 0) {
+        let family = Family::of(to_ip(&header.address));
+        let policies = [
+            ("internal", header.internal_local),
+            ("external", header.external_local),
+        ];
+        for (policy, _) in policies.into_iter().filter(|(_, local)| *local != 0) {
+            *counts.entry((family, policy)).or_default() += 1;
+        }
+    }
+    counts
 }
 
 /// Writes the last snapshot.
@@ -38,6 +64,7 @@ impl Collector for Snapshots {
             tables,
             interfaces,
             problems,
+            without_local,
         } = self.0.borrow().clone();
         let encoder = &mut encoder;
         let packets = packets
@@ -88,7 +115,21 @@ impl Collector for Snapshots {
             ),
             ("kind", MetricType::Gauge),
             counted(problems.iter().map(|problem| &problem.kind[..])),
-        )
+        )?;
+        let mut metric = encoder.encode_descriptor(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with the traffic policy Local and endpoints, none of which is on this node",
+            None,
+            MetricType::Gauge,
+        )?;
+        for ((family, policy), ports) in without_local {
+            let labels = [
+                ("ip_family", family.to_string()),
+                ("traffic_policy", policy.to_owned()),
+            ];
+            ConstGauge::new(ports).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -117,4 +158,56 @@ fn put<M: EncodeMetric>(
         number.encode(metric.encode_family(&[(label, value)])?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{
+        address::from_ip,
+        service::{Backend, Extent, FrontendKey},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_policy_that_leaves_nothing_here_is_counted() {
+        let header = |address: &str, change: &dyn Fn(&mut Backend)| {
+            let address = from_ip(address.parse().expect("an address"));
+            let mut header = Backend::header(&FrontendKey::new(address, 80, 6), 1);
+            header.any = 1;
+            change(&mut header);
+            header
+        };
+        let headers = [
+            header("10.96.0.1", &|header| header.internal_local = 1),
+            header("10.96.0.2", &|header| {
+                (header.internal_local, header.external_local) = (1, 1);
+            }),
+            header("fd00::1", &|header| header.external_local = 1),
+            // Some are here.
+            header("10.96.0.3", &|header| {
+                (header.internal_local, header.count, header.local) = (1, 1, 1);
+            }),
+            // There are none anywhere.
+            header("10.96.0.4", &|header| {
+                (header.internal_local, header.any) = (1, 0);
+            }),
+            header("10.96.0.5", &|_| {}),
+        ];
+        let mut tables = ServiceTables::default();
+        for (first, header) in (1..).zip(headers) {
+            let revision = 1;
+            tables.services.insert(first, Extent { first, revision });
+            tables.rows.insert(first, header);
+        }
+        let counts: Vec<_> = without_local(&tables).into_iter().collect();
+        assert_eq!(
+            counts,
+            [
+                ((Family::IPv4, "external"), 1),
+                ((Family::IPv4, "internal"), 2),
+                ((Family::IPv6, "external"), 1),
+            ]
+        );
+    }
 }

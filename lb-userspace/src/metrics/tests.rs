@@ -31,7 +31,6 @@ fn busy() -> Metrics {
         },
         Timestamp::constant(1_700_000_002, 0),
     );
-    metrics.set_no_local_endpoints(Family::IPv4, "external", 4);
     metrics.answered_healthz(503);
     metrics.answered_livez(200);
     metrics.answered_livez(200);
@@ -54,6 +53,7 @@ fn busy() -> Metrics {
             object: "default/web".to_owned(),
             problem: "no".to_owned(),
         }],
+        without_local: [((Family::IPv4, "external"), 4)].into(),
     });
     metrics
 }

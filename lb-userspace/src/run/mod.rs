@@ -33,7 +33,7 @@ use crate::{
     compile::PortName,
     kernel::{self, Attach, FlowCounts, Pins, Programs, StaleSockets, Swept, Tables},
     links::{self, LinkChange},
-    metrics::Snapshot,
+    metrics::{Snapshot, without_local},
     names::Names,
     plan::NoRoom,
     status::{self, Problem, Status},
@@ -158,7 +158,7 @@ pub async fn run(config: Config) -> Result<()> {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
         }
-        agent.program();
+        agent.program().await;
     };
     info!("stopping; the programs go on with what the tables say");
     agent.keep_names();
@@ -220,6 +220,7 @@ impl Agent {
         if waited && !self.waiting {
             info!("everything has been listed");
         }
+        self.surface.mark(&dirty.services);
         self.services.mark(&self.world, dirty.services);
         if dirty.cidrs {
             self.services.mark_cidrs();
@@ -272,7 +273,7 @@ impl Agent {
 
     /// Programs what is out of date. Nothing is written, and so nothing removed, before everything
     /// has been listed.
-    fn program(&mut self) {
+    async fn program(&mut self) {
         if self.waiting || !self.services.pending() {
             return;
         }
@@ -294,7 +295,17 @@ impl Agent {
                     self.stale_sockets.look();
                 }
                 self.retry = Retry::default();
-                self.surface.synced(started.elapsed());
+                let Self {
+                    surface,
+                    services,
+                    world,
+                    node,
+                    ..
+                } = self;
+                if let Some(view) = services.node() {
+                    surface.set_node(view);
+                }
+                surface.synced(world, node, started.elapsed()).await;
             }
             Err(error) => {
                 let pause = self.retry.fail();
@@ -306,12 +317,14 @@ impl Agent {
     async fn tick(&mut self) {
         self.ticks += 1;
         self.keep_names();
-        self.surface.live();
+        let node = self.world.node(&self.node);
+        self.surface.live(node.map(|node| node.eligible));
         if self.ticks.is_multiple_of(MEASURE) {
             self.surface.publish(self.snapshot());
         }
         let thorough = self.ticks.is_multiple_of(REREAD);
         if thorough {
+            self.surface.sync_checks().await;
             self.interfaces.retry();
             self.sockets.retry(&mut self.programs);
         }
@@ -433,6 +446,7 @@ impl Agent {
             tables: services.map(fills).unwrap_or_default(),
             interfaces: self.interfaces.status(self.programs.how().name()),
             problems: self.problems(),
+            without_local: services.map(without_local).unwrap_or_default(),
         }
     }
 

@@ -78,6 +78,11 @@ impl Services {
         self.node_dirty = true;
     }
 
+    /// The node's addresses, once they are known.
+    pub fn node(&self) -> Option<&NodeView> {
+        self.view.as_ref()
+    }
+
     /// Whether something may be out of date.
     pub fn pending(&self) -> bool {
         self.allocations.is_none()

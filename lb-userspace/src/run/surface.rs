@@ -1,7 +1,7 @@
 //! What the agent tells others about itself: health, metrics, events.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -13,11 +13,13 @@ use tracing::{info, warn};
 
 use crate::{
     events::{Events, Notice},
-    health::{self, Progress},
+    health::{self, Check, Checks, Progress, local_endpoints},
+    kube_proxy::{self, Found},
     listen::{Attempt, BindAddress, Owed, keep_serving},
-    metrics::{self, Changes, Metrics, Snapshot},
+    metrics::{self, Changes, Metrics, Snapshot, Triggers},
+    node_view::NodeView,
     status::Problem,
-    world::{Change, Event},
+    world::{Change, Event, Kind, ObjectKey, World},
 };
 
 /// What others may ask, and where.
@@ -29,6 +31,8 @@ pub struct Config {
     /// What `/configz` shows.
     pub settings: Value,
     pub events: Events,
+    /// Whether to remove what kube-proxy left, once services are served without it.
+    pub cleanup_kube_proxy: bool,
 }
 
 /// The servers and what they say.
@@ -36,9 +40,18 @@ pub struct Surface {
     hard_fail: bool,
     progress: watch::Sender<Progress>,
     metrics: Metrics,
+    triggers: Triggers,
+    checks: Checks,
+    /// The servers that services ask for, as of the last writing.
+    wanted: BTreeMap<ObjectKey, Check>,
+    /// Services that changed since.
+    unwritten: BTreeSet<ObjectKey>,
     /// Why a server does not listen.
     silent: BTreeMap<Owed, String>,
     events: Events,
+    /// Whether the tables have ever said all that was known.
+    programmed: watch::Sender<bool>,
+    kube_proxy: watch::Receiver<Found>,
 }
 
 impl Surface {
@@ -50,12 +63,13 @@ impl Surface {
             hard_fail,
             settings,
             events,
+            cleanup_kube_proxy,
         } = config;
         let metrics = Metrics::new();
         let (progress, seen) = watch::channel(Progress::new(Instant::now()));
         let (report, attempts) = mpsc::channel(4);
         if let Some(address) = healthz.0 {
-            let router = health::router(seen, metrics.clone());
+            let router = health::router(seen.clone(), metrics.clone());
             keep_serving(Owed::Health, address, router, report.clone());
         }
         if let Some(address) = metrics_address.0 {
@@ -63,12 +77,20 @@ impl Surface {
             keep_serving(Owed::Metrics, address, router, report);
         }
         events.send(Notice::Starting);
+        let programmed = watch::Sender::new(false);
+        let cleans = cleanup_kube_proxy.then(|| programmed.subscribe());
         let surface = Self {
             hard_fail,
             progress,
             metrics,
+            triggers: Triggers::new(Timestamp::now()),
+            checks: Checks::new(seen),
+            wanted: BTreeMap::new(),
+            unwritten: BTreeSet::new(),
             silent: BTreeMap::new(),
             events,
+            programmed,
+            kube_proxy: kube_proxy::watch(cleans),
         };
         (surface, attempts)
     }
@@ -113,23 +135,59 @@ impl Surface {
         }
     }
 
+    /// Changes of these services are taken in, and wait to be written.
+    pub fn mark(&mut self, services: &BTreeSet<ObjectKey>) {
+        self.unwritten.extend(services.iter().cloned());
+    }
+
     /// Something waits to be written.
     pub fn queue(&self) {
         self.progress
             .send_modify(|progress| progress.queue(Instant::now()));
     }
 
-    /// Everything is written, which took `elapsed`.
-    pub fn synced(&mut self, elapsed: Duration) {
-        let now = Timestamp::now();
-        self.progress.send_modify(|progress| progress.update(now));
-        self.metrics.synced(elapsed, [], now);
+    /// Health checks are served where NodePorts are.
+    pub fn set_node(&mut self, view: &NodeView) {
+        let everywhere = view.nodeports_on == view.addresses;
+        let addresses = (!everywhere).then(|| view.nodeports_on.clone());
+        self.checks.set_addresses(addresses);
     }
 
-    /// A sign of life.
-    pub fn live(&self) {
-        self.progress
-            .send_modify(|progress| progress.live(Instant::now()));
+    /// Everything is written, which took `elapsed`.
+    pub async fn synced(&mut self, world: &World, node: &str, elapsed: Duration) {
+        let now = Timestamp::now();
+        self.progress.send_modify(|progress| progress.update(now));
+        self.programmed
+            .send_if_modified(|programmed| !std::mem::replace(programmed, true));
+        let written = std::mem::take(&mut self.unwritten);
+        let lags = self.triggers.take(world, &written, now);
+        self.metrics.synced(elapsed, lags, now);
+        for service in written {
+            match check(world, &service, node) {
+                Some(check) => drop(self.wanted.insert(service, check)),
+                None => drop(self.wanted.remove(&service)),
+            }
+        }
+        self.sync_checks().await;
+    }
+
+    /// Runs the servers that services ask for, and tries those again that failed.
+    pub async fn sync_checks(&mut self) {
+        for (service, failed) in self.checks.sync(&self.wanted).await {
+            let why = failed.to_string();
+            warn!(%service, "{why}");
+            self.events.send(Notice::NoHealthCheck { service, why });
+        }
+    }
+
+    /// A sign of life, and whether the Node is eligible for load balancers, once it is known.
+    pub fn live(&self, eligible: Option<bool>) {
+        self.progress.send_modify(|progress| {
+            progress.live(Instant::now());
+            if let Some(eligible) = eligible {
+                progress.set_eligible(eligible);
+            }
+        });
     }
 
     /// Replaces what the metrics say of the node's state.
@@ -137,19 +195,35 @@ impl Surface {
         self.metrics.publish(snapshot);
     }
 
-    /// What others cannot ask though they should.
-    pub fn problems(&self) -> impl Iterator<Item = Problem> {
-        self.silent.iter().map(|(server, why)| Problem {
+    /// What others cannot ask though they should, and what kube-proxy does beside us.
+    pub fn problems(&self) -> Vec<Problem> {
+        let silent = self.silent.iter().map(|(server, why)| Problem {
             kind: "server".to_owned(),
             object: server.name().to_owned(),
             problem: why.clone(),
-        })
+        });
+        let checks = self.checks.failed().iter();
+        let checks = checks.map(|(service, failed)| Problem {
+            kind: Kind::Service.to_string(),
+            object: service.to_string(),
+            problem: failed.to_string(),
+        });
+        let kube_proxy = self.kube_proxy.borrow();
+        silent.chain(checks).chain(kube_proxy.problems()).collect()
     }
 
     /// Returns when the last events are sent, or a while later.
     pub async fn finish(self) {
         self.events.finish().await;
     }
+}
+
+/// What a load balancer may ask about a service.
+fn check(world: &World, service: &ObjectKey, node: &str) -> Option<Check> {
+    Some(Check {
+        port: world.service(service)?.health_check_node_port?,
+        local_endpoints: local_endpoints(world, service, node),
+    })
 }
 
 impl Owed {

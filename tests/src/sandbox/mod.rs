@@ -25,6 +25,7 @@ mod agent;
 mod cgroup;
 mod client;
 mod endpoint;
+mod http;
 mod leftovers;
 mod manifests;
 mod namespace;
@@ -58,6 +59,7 @@ pub use self::{
     agent::{Agent, program, until},
     client::{Client, Conversation, Failure, PATIENCE, Reply},
     endpoint::Endpoint,
+    http::{Answer, get},
     leftovers::remove_on_signal,
     manifests::{Manifests, service_cidr, text},
     namespace::{Namespace, tied},

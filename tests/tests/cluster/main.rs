@@ -7,6 +7,7 @@ mod harness;
 mod objects;
 mod outages;
 mod services;
+mod surface;
 mod tables;
 mod traffic;
 
@@ -37,6 +38,7 @@ fn main() -> Result<ExitCode> {
         harness::TESTS,
         outages::TESTS,
         services::TESTS,
+        surface::TESTS,
         traffic::TESTS,
     ]
     .concat();

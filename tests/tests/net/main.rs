@@ -5,6 +5,7 @@ mod connections;
 mod devices;
 mod errors;
 mod flows;
+mod kube_proxy;
 mod manifests;
 mod restart;
 mod sockets;
@@ -35,6 +36,7 @@ fn main() -> Result<ExitCode> {
     trials.extend(devices::trials());
     trials.extend(surface::trials());
     trials.extend(sockets::trials());
+    trials.extend(kube_proxy::trials());
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }
 

@@ -119,9 +119,14 @@ impl World {
 
     /// Starts an agent on each node, in place of the one that ran there.
     pub fn start_agents(&mut self) -> Result<()> {
+        self.start_agents_with(&[])
+    }
+
+    /// The same with more flags.
+    pub fn start_agents_with(&mut self, flags: &[&str]) -> Result<()> {
         let start = |node| {
             let attach = ["--attach", self.shape.attach];
-            let flags = attach.iter().chain(&self.flags);
+            let flags = attach.iter().chain(&self.flags).chain(flags);
             Agent::start(node, self.manifests.directory(), flags)
         };
         self.agents = self

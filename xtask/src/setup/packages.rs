@@ -8,7 +8,12 @@ use super::toolchain;
 use crate::{children, progress::Steps, root};
 
 /// A program that builds or tests call, and the packages it comes with.
-const PROGRAMS: [(&str, &[&str]); 2] = [("bpftool", &["bpftool"]), ("nft", &["nftables"])];
+const PROGRAMS: [(&str, &[&str]); 4] = [
+    ("bpftool", &["bpftool"]),
+    ("nft", &["nftables"]),
+    ("iptables", &["iptables"]),
+    ("ipset", &["ipset"]),
+];
 
 /// The packages of those programs that are not here, wherever they would have come from.
 pub fn missing_programs() -> Vec<&'static str> {
