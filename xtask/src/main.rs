@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod artifacts;
+mod bench;
 mod children;
 mod progress;
 mod root;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 /// Everything that this project needs doing on a developer's machine.
 ///
@@ -30,6 +32,8 @@ enum Command {
     Setup(setup::Args),
     Run(run::Args),
     Test(test::Args),
+    VmTest(vm::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +42,8 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::VmTest(args) => vm::run(&args),
+        Command::Bench(args) => bench::run(&args),
     });
     outcome.unwrap_or_else(|error| {
         eprintln!("{error:#}");

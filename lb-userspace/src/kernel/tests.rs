@@ -329,7 +329,7 @@ fn a_tcx_link_moves_to_the_new_program() {
 
 #[test]
 #[ignore = "needs root"]
-fn a_link_of_an_interface_that_is_gone_gives_way() {
+fn a_tcx_link_of_an_interface_that_is_gone_gives_way() {
     sandbox(async |pins| {
         let netlink = netlink();
         let index = veth(&netlink, None).await;
@@ -385,7 +385,20 @@ fn a_clsact_filter_is_replaced_in_its_place() {
             drop(programs);
             assert_eq!(filters(&netlink, index).await, (1, 1));
         }
+        let mut programs = start(&pins, Attach::Clsact);
+        programs.detach(index, "pod").await.expect("detached");
+        assert_eq!(filters(&netlink, index).await, (0, 0));
+    });
+}
 
+#[test]
+#[ignore = "needs root"]
+fn a_tcx_link_takes_the_place_of_a_clsact_filter_and_back() {
+    sandbox(async |pins| {
+        let netlink = netlink();
+        let index = veth(&netlink, None).await;
+        let mut programs = start(&pins, Attach::Clsact);
+        programs.attach(index, "pod").await.expect("attached");
         let mut programs = start(&pins, Attach::Tcx);
         programs
             .attach(index, "pod", Side::Pod)

@@ -19,8 +19,12 @@ use nix::{
 
 use super::{namespace::tied, node::Node};
 
-/// How long something that the agent does may take on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+/// How long something that the agent does may take on a busy machine. Where that is an emulated one,
+/// `LB_TESTS_SLOWER` says by what factor.
+fn soon() -> Duration {
+    let slower = env::var("LB_TESTS_SLOWER").ok();
+    Duration::from_secs(20) * slower.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
 
 /// The command `lb`: `$LB`, or what stands in the build directory beside this program.
 pub fn program() -> Result<PathBuf> {
@@ -149,13 +153,13 @@ fn places(node: &Node) -> Vec<std::ffi::OsString> {
 
 /// Asks again and again until there is an answer.
 pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let started = Instant::now();
+    let (started, soon) = (Instant::now(), soon());
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
-        if started.elapsed() > SOON {
-            bail!("waited {} s in vain: {what}", SOON.as_secs());
+        if started.elapsed() > soon {
+            bail!("waited {} s in vain: {what}", soon.as_secs());
         }
         thread::sleep(Duration::from_millis(10));
     }

@@ -94,9 +94,7 @@ fn main() -> Result<ExitCode> {
         expiry::STORIES,
     ]
     .concat();
-    let mut trials = vec![trial("limits".to_owned(), &shared, |kernel| {
-        limits::check(kernel)
-    })];
+    let mut trials = vec![as_root("limits".to_owned(), limits::check)];
     for &(name, story) in both.iter().chain(odd::V4) {
         trials.push(play(format!("{name} v4"), &shared, story, Cast::v4()));
     }
@@ -120,15 +118,21 @@ fn trial(
     run: impl FnOnce(&mut Kernel) -> Result<Completion> + Send + 'static,
 ) -> Trial {
     let shared = Arc::clone(shared);
+    as_root(name, move || {
+        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = match shared.take() {
+            Some(kernel) => kernel,
+            None => Kernel::load()?,
+        };
+        run(shared.insert(kernel))
+    })
+}
+
+fn as_root(name: String, run: impl FnOnce() -> Result<Completion> + Send + 'static) -> Trial {
     Trial::ignorable_test(name, move || {
         if !geteuid().is_root() {
             return Ok(Completion::ignored_with("only root may load programs"));
         }
-        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernel = match shared.take() {
-            Some(kernel) => kernel,
-            None => Kernel::load().map_err(|error| Failed::from(format!("{error:#}")))?,
-        };
-        run(shared.insert(kernel)).map_err(|error| Failed::from(format!("{error:#}")))
+        run().map_err(|error| Failed::from(format!("{error:#}")))
     })
 }

@@ -7,6 +7,8 @@ use anyhow::{Result, ensure};
 
 use crate::progress::Steps;
 
+pub use packages::search;
+
 mod compiler;
 mod linker;
 mod packages;
@@ -43,7 +45,7 @@ pub fn run(_args: &Args) -> Result<ExitCode> {
 pub fn ensure() -> Result<()> {
     let compiler = toolchain::compiler().is_none();
     let linker = toolchain::linker().is_none();
-    let mut names = packages::missing_programs();
+    let mut names = packages::missing_programs(packages::PROGRAMS);
     if linker {
         names.extend(linker::PACKAGES);
     }
@@ -69,4 +71,16 @@ pub fn ensure() -> Result<()> {
         linker::build(&mut steps)?;
     }
     Ok(())
+}
+
+/// Installs what booting other kernels takes; silent when nothing is missing.
+///
+/// # Errors
+///
+/// As [`ensure`].
+pub fn ensure_virtual_machines() -> Result<()> {
+    let mut names = packages::missing_programs(packages::VIRTUAL_MACHINES);
+    names.push("debian-archive-keyring");
+    let missing = packages::missing(&names);
+    packages::install(&missing, &mut Steps::new(&[!missing.is_empty()]))
 }

@@ -1,32 +1,51 @@
 //! Packages of the system, through apt.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Result, bail, ensure};
 
 use super::toolchain;
 use crate::{children, progress::Steps, root};
 
-/// A program that builds or tests call, and the packages it comes with.
-const PROGRAMS: [(&str, &[&str]); 4] = [
+/// Programs, each with the packages it comes with.
+pub type Programs = [(&'static str, &'static [&'static str])];
+
+/// What builds and tests call.
+pub const PROGRAMS: &Programs = &[
     ("bpftool", &["bpftool"]),
     ("nft", &["nftables"]),
     ("iptables", &["iptables"]),
     ("ipset", &["ipset"]),
 ];
 
+/// What booting other kernels takes.
+pub const VIRTUAL_MACHINES: &Programs = &[
+    ("dpkg-deb", &["dpkg"]),
+    ("modprobe", &["kmod"]),
+    ("qemu-system-x86_64", &["qemu-system-x86"]),
+    ("strip", &["binutils"]),
+];
+
 /// The packages of those programs that are not here, wherever they would have come from.
-pub fn missing_programs() -> Vec<&'static str> {
-    PROGRAMS
+pub fn missing_programs(programs: &Programs) -> Vec<&'static str> {
+    programs
         .iter()
-        .filter(|(program, _)| {
-            let found = toolchain::search(program).is_some()
-                // Not on the path of every user.
-                || Path::new("/usr/sbin").join(program).is_file();
-            !found
-        })
+        .filter(|(program, _)| search(program).is_none())
         .flat_map(|(_, packages)| packages.iter().copied())
         .collect()
+}
+
+/// Where `program` is.
+pub fn search(program: &str) -> Option<PathBuf> {
+    let administration = ["/usr/sbin", "/sbin"];
+    toolchain::search(program).or_else(|| {
+        // Not on the path of every user.
+        let files = administration.map(|folder| Path::new(folder).join(program));
+        files.into_iter().find(|file| file.is_file())
+    })
 }
 
 /// Those of `names` that are not installed.

@@ -12,7 +12,7 @@ use crate::{root, setup};
 mod built;
 mod layer;
 mod report;
-mod suite;
+pub mod suite;
 
 /// Run the tests: all, those of one layer, or those of one layer whose names contain FILTER.
 ///

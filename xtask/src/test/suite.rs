@@ -140,7 +140,7 @@ fn show(mut stdout: impl Read) -> io::Result<Vec<u8>> {
 }
 
 /// Sums up the closing lines. A suite that fails without saying so counts as one failure.
-fn judge(status: ExitStatus, said: &str) -> Counts {
+pub fn judge(status: ExitStatus, said: &str) -> Counts {
     let mut counts = Counts::default();
     let mut closed = false;
     for line in said.lines().filter_map(closing_line) {
