@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_tests::sandbox::{Conversation, Family, Pod, Protocol, Topology};
+use lb_tests::sandbox::{Client, Conversation, Family, Protocol, Topology};
 use libtest_mimic::Trial;
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg, setsockopt,
@@ -85,7 +85,7 @@ fn too_large(topology: Topology, family: Family) -> Result<()> {
     let (world, web) = world(topology)?;
     world.sandbox.nodes()[0].limit_uplink(NARROW)?;
     let to = frontend(&web, family);
-    let error = provoke(world.client(), to, None, DATAGRAM)?;
+    let error = provoke(world.client().client(), to, None, DATAGRAM)?;
     // ICMPv6 packet too big, ICMP fragmentation needed.
     ensure!(
         matches!((error.kind, error.code), (2, 0) | (3, 4)),
@@ -100,7 +100,7 @@ fn traced(topology: Topology, family: Family) -> Result<()> {
     let (world, web) = world(topology)?;
     let to = frontend(&web, family);
     for hops in 1..=2 {
-        let error = provoke(world.client(), to, Some(hops), 100)?;
+        let error = provoke(world.client().client(), to, Some(hops), 100)?;
         ensure!(
             matches!((error.kind, error.code), (3, 0) | (11, 0)),
             "{hops} hops: {error:?}"
@@ -111,7 +111,7 @@ fn traced(topology: Topology, family: Family) -> Result<()> {
             error.quoted
         );
     }
-    let error = provoke(world.client(), to, Some(2), 100)?;
+    let error = provoke(world.client().client(), to, Some(2), 100)?;
     let far_node = world.sandbox.nodes()[1].addresses().get(family);
     ensure!(
         error.from == Some(far_node),
@@ -136,7 +136,7 @@ fn refusing_backend(topology: Topology, family: Family) -> Result<()> {
             let refused = result == Err(lb_tests::sandbox::Failure::Refused);
             ensure!(refused, "{pod} {protocol:?}: {result:?}");
         }
-        let error = provoke(world.client(), to, None, 100)?;
+        let error = provoke(world.client().client(), to, None, 100)?;
         ensure!(error.quoted == to, "the error quotes {}", error.quoted);
     }
     Ok(())
@@ -144,22 +144,27 @@ fn refusing_backend(topology: Topology, family: Family) -> Result<()> {
 
 /// An ICMP error as the socket reports it whose packet it quotes.
 #[derive(Debug)]
-struct IcmpError {
-    kind: u8,
-    code: u8,
+pub struct IcmpError {
+    pub kind: u8,
+    pub code: u8,
     /// The MTU, where the error has one.
-    info: u32,
+    pub info: u32,
     /// The destination of the quoted packet.
-    quoted: SocketAddr,
+    pub quoted: SocketAddr,
     /// Who sent the error.
-    from: Option<IpAddr>,
+    pub from: Option<IpAddr>,
 }
 
 /// Sends datagrams with a hop limit until there is an ICMP error for one.
-fn provoke(client: &Pod, to: SocketAddr, hops: Option<i32>, size: usize) -> Result<IcmpError> {
+pub fn provoke(
+    client: Client,
+    to: SocketAddr,
+    hops: Option<i32>,
+    size: usize,
+) -> Result<IcmpError> {
+    let from = client.from(to);
     client.namespace().run_blocking(move || {
-        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let socket = UdpSocket::bind(any)?;
+        let socket = UdpSocket::bind(from)?;
         if to.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
         } else {

@@ -1,12 +1,18 @@
 //! Real TCP and UDP through network namespaces, links, routes and netfilter.
 
+mod choice;
 mod cleanup;
 mod connections;
+mod cycles;
 mod devices;
 mod errors;
 mod flows;
+mod forwarding;
 mod kube_proxy;
 mod manifests;
+mod outside;
+mod policies;
+mod reach;
 mod restart;
 mod sockets;
 mod surface;
@@ -19,15 +25,28 @@ use anyhow::Result;
 use lb_tests::sandbox::{Family, Protocol, remove_on_signal};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use self::world::{Shape, Shared, Stage};
+use self::{
+    outside::Outside,
+    world::{Scene, Shape, Shared, Stage},
+};
 
 fn main() -> Result<ExitCode> {
     remove_on_signal(130)?;
     let mut trials = Vec::new();
     for shape in Shape::all() {
-        trials.extend(connections::trials(&Shared::new(shape)));
+        trials.extend(connections::trials(&Shared::<Stage>::new(shape)));
     }
-    trials.extend(flows::trials(&Shared::new(Shape::PLAIN)));
+    for shape in outside::SHAPES {
+        let shared = Shared::<Outside>::new(shape);
+        trials.extend(reach::trials(&shared));
+        trials.extend(forwarding::trials(&shared));
+        if shape == outside::PLAIN {
+            trials.extend(policies::trials(&shared));
+            trials.extend(choice::trials(&shared));
+            trials.extend(cycles::trials(&shared));
+        }
+    }
+    trials.extend(flows::trials(&Shared::<Stage>::new(Shape::PLAIN)));
     trials.extend(updates::trials());
     trials.extend(errors::trials());
     trials.extend(manifests::trials());
@@ -48,10 +67,10 @@ fn trial(name: impl Into<String>, test: impl Fn() -> Result<()> + Send + 'static
 }
 
 /// One trial per protocol and family in a shared world.
-fn each(
-    shared: &Shared,
+fn each<T: Scene + Send + Sync + 'static>(
+    shared: &Shared<T>,
     what: &str,
-    test: fn(&Stage, Protocol, Family) -> Result<()>,
+    test: fn(&T, Protocol, Family) -> Result<()>,
 ) -> Vec<Trial> {
     let mut trials = Vec::new();
     for protocol in Protocol::BOTH {

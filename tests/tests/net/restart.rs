@@ -12,13 +12,16 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::join_all;
-use lb_tests::sandbox::{Conversation, Failure, Family, Pod, Protocol, Service, Topology, until};
+use lb_tests::sandbox::{
+    Client, Conversation, Failure, Family, Pod, Protocol, Service, Topology, until,
+};
 use lb_userspace::status::Verdict;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
 
 use crate::{
+    outside::{self, Offer, Via},
     trial,
     world::{Shape, World, frontend, service},
 };
@@ -33,6 +36,12 @@ pub fn trials() -> Vec<Trial> {
         trial("a change of the way to attach", change_of_attachment),
     ];
     for attach in ["tcx", "clsact"] {
+        let shape = Shape {
+            attach,
+            ..outside::PLAIN
+        };
+        let name = format!("restart under traffic through NodePorts {}", shape.name());
+        trials.push(trial(name, move || under_forwarded_traffic(shape)));
         for topology in [Topology::PointToPoint, Topology::Bridge] {
             let shape = Shape {
                 topology,
@@ -68,6 +77,42 @@ fn under_traffic(shape: Shape) -> Result<()> {
         world.wait_for(&web)?;
         load.goes_on(|| format!("back after {signal}"))?;
         new_connections(&world, &web).with_context(|| format!("back after {signal}"))?;
+    }
+    load.end()
+}
+
+/// The same for clients outside, whose connections the node forwards or hands to its own pods.
+fn under_forwarded_traffic(shape: Shape) -> Result<()> {
+    let mut world = World::without_agent(shape)?;
+    let pods = ["near", "far"].map(|name| world.pod(name));
+    let offer = Offer::new("web", 53).with(|service| service.endpoints(pods));
+    world.manifests.write_service(&offer.service)?;
+    world.start_agents()?;
+    world.wait_for(&offer.service)?;
+    let to = Family::BOTH.map(|family| offer.at(Via::NodePort, &world.sandbox.nodes()[0], family));
+    let load = Load::from(world.sandbox.outside_client(1), |family| {
+        to[usize::from(family == Family::V6)]
+    })?;
+    let new_connections = |world: &World| -> Result<()> {
+        for (protocol, to) in Protocol::BOTH
+            .into_iter()
+            .flat_map(|p| to.map(|to| (p, to)))
+        {
+            let reply = world.sandbox.outside_client(2).ask(protocol, to);
+            reply.with_context(|| format!("{protocol:?} {to}"))?;
+        }
+        Ok(())
+    };
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        for agent in &mut world.agents {
+            agent.end(signal)?;
+        }
+        load.goes_on(|| format!("after {signal}"))?;
+        new_connections(&world).with_context(|| format!("after {signal}"))?;
+        world.start_agents()?;
+        world.wait_for(&offer.service)?;
+        load.goes_on(|| format!("back after {signal}"))?;
+        new_connections(&world).with_context(|| format!("back after {signal}"))?;
     }
     load.end()
 }
@@ -156,6 +201,11 @@ struct Load {
 
 impl Load {
     fn start(client: &Pod, service: &Service) -> Result<Self> {
+        Self::from(client.client(), |family| frontend(service, family))
+    }
+
+    /// From any client to any address.
+    fn from(client: Client, to: impl Fn(Family) -> SocketAddr) -> Result<Self> {
         let mut load = Self {
             stop: Arc::default(),
             answers: Arc::default(),
@@ -163,11 +213,12 @@ impl Load {
             connections: Vec::new(),
         };
         for i in 0..CONNECTIONS {
-            let to = frontend(service, Family::BOTH[i % 2]);
+            let to = to(Family::BOTH[i % 2]);
+            let from = client.from(to);
             let (stop, answers) = (load.stop.clone(), load.answers.clone());
             let broken = load.broken.clone();
-            load.connections.push(client.spawn(async move {
-                let result = keep_asking(to, &stop, &answers).await;
+            load.connections.push(client.namespace().spawn(async move {
+                let result = keep_asking(from, to, &stop, &answers).await;
                 broken.fetch_add(result.is_err().into(), Ordering::Relaxed);
                 result
             }));
@@ -198,11 +249,12 @@ impl Load {
 }
 
 async fn keep_asking(
+    from: SocketAddr,
     to: SocketAddr,
     stop: &AtomicBool,
     answers: &AtomicU64,
 ) -> Result<(), Failure> {
-    let mut conversation = Conversation::open(Protocol::Tcp, to).await?;
+    let mut conversation = Conversation::open_at(from, Protocol::Tcp, to).await?;
     let server = conversation.ask().await?.server;
     while !stop.load(Ordering::Relaxed) {
         if conversation.ask().await?.server != server {

@@ -52,7 +52,7 @@ impl Shape {
 
 /// A sandbox whose agents serve a directory of manifests.
 ///
-/// On the first node: `client`, `other` and the server `near`; on the last: the server `far`. Every
+/// On the first node: `client`, `other` and the server `near`; on the last: `peer` and the server `far`. Every
 /// pod and node listens on [`TARGET`]. With two nodes, bridged packets pass netfilter.
 pub struct World {
     /// Before the sandbox, whose nodes they run on.
@@ -62,6 +62,7 @@ pub struct World {
     /// More flags for agents that are started from now on.
     pub flags: Vec<&'static str>,
     shape: Shape,
+    flags: Vec<&'static str>,
 }
 
 impl World {
@@ -79,6 +80,7 @@ impl World {
             .pod("other", 1)
             .pod("near", 1)
             .pod("far", nodes)
+            .pod("peer", nodes)
             .build()?;
         for node in sandbox.nodes() {
             if topology == Topology::Bridge {
@@ -101,6 +103,7 @@ impl World {
             manifests,
             flags: Vec::new(),
             shape,
+            flags: Vec::new(),
         })
     }
 
@@ -143,6 +146,11 @@ impl World {
             })?;
         }
         Ok(())
+    }
+
+    /// Starts agents with one more flag from the next start on.
+    pub fn flag(&mut self, flag: &'static str) {
+        self.flags.push(flag);
     }
 
     /// Attaches in another way from the next start on.
@@ -199,11 +207,24 @@ pub fn frontend(service: &Service, family: Family) -> SocketAddr {
     SocketAddr::new(service.ip(family), PORT)
 }
 
-/// A world that is made when the first test asks for it, and goes with the last test that could.
-#[derive(Clone)]
-pub struct Shared {
+/// What is made when the first test asks for it, and goes with the last test that could.
+pub struct Shared<T = Stage> {
     shape: Shape,
-    cell: Arc<OnceLock<Result<Stage, String>>>,
+    cell: Arc<OnceLock<Result<T, String>>>,
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self {
+            shape: self.shape,
+            cell: self.cell.clone(),
+        }
+    }
+}
+
+/// What tests share.
+pub trait Scene: Sized {
+    fn make(shape: Shape) -> Result<Self>;
 }
 
 /// A world with the Services that most tests need.
@@ -221,7 +242,7 @@ pub struct Stage {
     pub twins: [Service; 2],
 }
 
-impl Shared {
+impl<T: Scene> Shared<T> {
     pub fn new(shape: Shape) -> Self {
         Self {
             shape,
@@ -233,16 +254,20 @@ impl Shared {
         self.shape.name()
     }
 
-    pub fn get(&self) -> Result<&Stage> {
-        let stage = self
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub fn get(&self) -> Result<&T> {
+        let made = self
             .cell
-            .get_or_init(|| Stage::new(self.shape).map_err(|e| format!("{e:#}")));
-        stage.as_ref().map_err(|error| anyhow!("{error}"))
+            .get_or_init(|| T::make(self.shape).map_err(|e| format!("{e:#}")));
+        made.as_ref().map_err(|error| anyhow!("{error}"))
     }
 }
 
-impl Stage {
-    fn new(shape: Shape) -> Result<Self> {
+impl Scene for Stage {
+    fn make(shape: Shape) -> Result<Self> {
         let mut world = World::without_agent(shape)?;
         let [client, near, far] = ["client", "near", "far"].map(|name| world.sandbox.pod(name));
         let web = service("web", 10).endpoint(near).endpoint(far);
