@@ -2,5 +2,6 @@
 
 pub mod control_plane;
 pub mod demo;
+pub mod differential;
 pub mod evenness;
 pub mod sandbox;

@@ -1,4 +1,4 @@
-//! `cargo xtask`: sets the machine up, runs the sandbox, runs the tests.
+//! `cargo xtask`: sets the machine up, runs the sandbox, runs the tests, compares with kube-proxy.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod artifacts;
 mod bench;
 mod children;
+mod differential;
 mod progress;
 mod root;
 mod run;
@@ -34,6 +35,7 @@ enum Command {
     Test(test::Args),
     VmTest(vm::Args),
     Bench(bench::Args),
+    Differential(differential::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::VmTest(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Differential(args) => differential::run(&args),
     });
     outcome.unwrap_or_else(|error| {
         eprintln!("{error:#}");

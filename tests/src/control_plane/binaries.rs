@@ -1,4 +1,5 @@
-//! Where etcd, kube-apiserver and kube-controller-manager come from: found, or built once.
+//! Where etcd, kube-apiserver, kube-controller-manager and kube-proxy come from: found, or built
+//! once.
 
 use std::{
     env, fs,
@@ -9,12 +10,13 @@ use anyhow::{Context as _, Result, bail};
 
 use super::go;
 
-/// The programs of a control plane.
+/// The programs of a control plane, and kube-proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binaries {
     pub etcd: PathBuf,
     pub apiserver: PathBuf,
     pub controller_manager: PathBuf,
+    pub kube_proxy: PathBuf,
 }
 
 impl Binaries {
@@ -24,9 +26,10 @@ impl Binaries {
             etcd,
             apiserver,
             controller_manager,
+            kube_proxy,
         } = self;
         let mut folders = Vec::new();
-        for folder in [etcd, apiserver, controller_manager]
+        for folder in [etcd, apiserver, controller_manager, kube_proxy]
             .into_iter()
             .filter_map(|p| p.parent())
         {
@@ -66,6 +69,7 @@ fn provide(missing: impl Fn(&go::Command, &Path) -> Result<PathBuf>) -> Result<B
         etcd: provide(&go::ETCD)?,
         apiserver: provide(&go::APISERVER)?,
         controller_manager: provide(&go::CONTROLLER_MANAGER)?,
+        kube_proxy: provide(&go::KUBE_PROXY)?,
     })
 }
 
@@ -186,6 +190,7 @@ mod tests {
             etcd: "/a/etcd".into(),
             apiserver: "/b/kube-apiserver".into(),
             controller_manager: "/b/kube-controller-manager".into(),
+            kube_proxy: "/b/kube-proxy".into(),
         };
         assert_eq!(binaries.folders(), [Path::new("/a"), Path::new("/b")]);
     }

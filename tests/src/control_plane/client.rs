@@ -188,6 +188,8 @@ async fn apply(client: kube::Client, mut object: DynamicObject) -> Result<()> {
         Scope::Cluster => Api::all_with(client, &resource),
     };
     let name = object.metadata.name.clone().context("no name")?;
+    // The apiserver gives it, and refuses another.
+    object.metadata.uid = None;
     let status = object
         .data
         .as_object_mut()

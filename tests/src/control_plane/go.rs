@@ -39,6 +39,11 @@ pub const CONTROLLER_MANAGER: Command = Command {
     version: KUBERNETES,
     package: "k8s.io/kubernetes/cmd/kube-controller-manager",
 };
+pub const KUBE_PROXY: Command = Command {
+    name: "kube-proxy",
+    version: KUBERNETES,
+    package: "k8s.io/kubernetes/cmd/kube-proxy",
+};
 
 /// Builds a command into `folder`. A build that is cut short leaves nothing that could be taken
 /// for its result.
@@ -57,7 +62,7 @@ pub fn build(command: &Command, folder: &Path) -> Result<PathBuf> {
         bail!(
             "no {name} was found, and no `go` to build it with: install Go 1.26 or newer \
              (https://go.dev/dl), or point KUBEBUILDER_ASSETS at a folder with etcd, \
-             kube-apiserver and kube-controller-manager"
+             kube-apiserver, kube-controller-manager and kube-proxy"
         );
     }
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;

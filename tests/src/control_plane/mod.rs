@@ -123,6 +123,16 @@ impl ControlPlane {
         self.folder.join("apiserver.crt")
     }
 
+    /// The port of the apiserver.
+    pub fn port(&self) -> u16 {
+        SECURE_PORT
+    }
+
+    /// A kubeconfig of somebody who may do everything.
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
     /// Where its data, its logs and its certificate are.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -182,7 +192,7 @@ impl ControlPlane {
 
     fn start_controller_manager(&mut self) -> Result<()> {
         let folder = &self.folder;
-        let config = folder.join("admin.kubeconfig");
+        let config = self.admin_kubeconfig();
         fs::write(
             &config,
             kubeconfig(&self.url(), &self.certificate_authority(), ADMIN_TOKEN),

@@ -104,6 +104,11 @@ impl Node {
         addresses::node(self.number)
     }
 
+    /// The addresses that it has towards its pods.
+    pub fn gateway(&self) -> Pair {
+        addresses::gateway(self.number)
+    }
+
     /// Its network namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace

@@ -86,7 +86,12 @@ impl Pod {
 
     /// Serves a port on both addresses until the pod goes.
     pub fn serve(&self, protocol: Protocol, port: u16) -> Result<()> {
-        server::start(&self.namespace, &self.name, protocol, self.addresses, port)
+        self.serve_as(&self.name, protocol, port)
+    }
+
+    /// The same with another name in the answers.
+    pub fn serve_as(&self, name: &str, protocol: Protocol, port: u16) -> Result<()> {
+        server::start(&self.namespace, name, protocol, self.addresses, port)
     }
 
     /// A client in the pod.

@@ -62,7 +62,6 @@ pub struct World {
     /// More flags for agents that are started from now on.
     pub flags: Vec<&'static str>,
     shape: Shape,
-    flags: Vec<&'static str>,
 }
 
 impl World {
@@ -103,7 +102,6 @@ impl World {
             manifests,
             flags: Vec::new(),
             shape,
-            flags: Vec::new(),
         })
     }
 
