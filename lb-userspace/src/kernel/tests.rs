@@ -386,7 +386,10 @@ fn a_clsact_filter_is_replaced_in_its_place() {
             assert_eq!(filters(&netlink, index).await, (1, 1));
         }
         let mut programs = start(&pins, Attach::Clsact);
-        programs.detach(index, "pod").await.expect("detached");
+        programs
+            .detach(index, "pod", Side::Pod)
+            .await
+            .expect("detached");
         assert_eq!(filters(&netlink, index).await, (0, 0));
     });
 }
@@ -398,7 +401,10 @@ fn a_tcx_link_takes_the_place_of_a_clsact_filter_and_back() {
         let netlink = netlink();
         let index = veth(&netlink, None).await;
         let mut programs = start(&pins, Attach::Clsact);
-        programs.attach(index, "pod").await.expect("attached");
+        programs
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect("attached");
         let mut programs = start(&pins, Attach::Tcx);
         programs
             .attach(index, "pod", Side::Pod)

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use futures::{executor::block_on, future::join_all};
+use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -54,7 +55,7 @@ impl Side {
             spare: own.add_spare_addresses()?,
             other: sandbox.nodes()[1].addresses(),
         };
-        sandbox.route_outside(nodes.spare, own)?;
+        sandbox.route_outside(nodes.spare.each().map(IpNet::from), own)?;
         let side = Self { sandbox, nodes };
         side.serve()?;
         Ok(side)
@@ -87,7 +88,8 @@ impl Side {
     /// Brings what is for a round's services to the node under test.
     pub fn route(&self, world: &World, round: Round) -> Result<()> {
         for addresses in world.addresses(round) {
-            self.sandbox.route_outside(addresses, self.node())?;
+            let networks = addresses.each().map(IpNet::from);
+            self.sandbox.route_outside(networks, self.node())?;
         }
         Ok(())
     }
