@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use lb_common::{
     address::{Address, to_ip},
-    endpoint::Endpoint,
+    endpoint::{Device, Endpoint},
     service::{self, Backend, FrontendKey, FrontendKind, is_live},
 };
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     compile::{BackendKey, Choice, PortName, Range},
     plan::{ServiceTables, index},
+    status,
     world::Protocol,
 };
 
@@ -32,6 +33,7 @@ pub struct Dump {
     pub cidrs: Vec<ServiceCidr>,
     pub interfaces: Vec<Interface>,
     pub endpoints: Vec<PodAddress>,
+    pub devices: Vec<Outlet>,
 }
 
 /// An entry of `FRONTENDS`.
@@ -181,13 +183,33 @@ pub struct PodAddress {
     pub mac: String,
 }
 
+/// An entry of `DEVICES`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outlet {
+    pub interface: u32,
+    /// What packets leave it with whose own source would not do.
+    pub sources: Vec<IpAddr>,
+    pub mtu: u16,
+    pub ethernet: bool,
+    pub xdp: bool,
+}
+
+/// The tables that say what leads where, by interface index, and by address.
+#[derive(Debug, Default)]
+pub struct NodeTables {
+    pub interfaces: BTreeMap<u32, u32>,
+    pub endpoints: BTreeMap<Address, Endpoint>,
+    pub devices: BTreeMap<u32, Device>,
+}
+
 /// The entries of all tables.
-pub fn dump(
-    tables: &ServiceTables,
-    names: &BTreeMap<u32, PortName>,
-    interfaces: &BTreeMap<u32, u32>,
-    endpoints: &BTreeMap<Address, Endpoint>,
-) -> Dump {
+pub fn dump(tables: &ServiceTables, names: &BTreeMap<u32, PortName>, node: &NodeTables) -> Dump {
+    let NodeTables {
+        interfaces,
+        endpoints,
+        devices,
+    } = node;
     let name = |service: &u32| names.get(service).cloned();
     let headers: BTreeMap<_, _> = tables
         .services
@@ -265,6 +287,16 @@ pub fn dump(
                 interface: endpoint.interface,
                 slot: endpoint.slot,
                 mac: endpoint.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            })
+            .collect(),
+        devices: devices
+            .iter()
+            .map(|(&interface, device)| Outlet {
+                interface,
+                sources: status::sources(device),
+                mtu: device.mtu,
+                ethernet: device.ethernet != 0,
+                xdp: device.xdp != 0,
             })
             .collect(),
     }
@@ -372,6 +404,7 @@ impl fmt::Display for Dump {
             cidrs,
             interfaces,
             endpoints,
+            devices,
         } = self;
         let known = |name: &Option<PortName>| match name {
             Some(name) => format!(" {name}"),
@@ -445,6 +478,23 @@ impl fmt::Display for Dump {
             writeln!(
                 f,
                 "ENDPOINTS {address} -> interface {interface} slot {slot} mac {mac}"
+            )?;
+        }
+        for Outlet {
+            interface,
+            sources,
+            mtu,
+            ethernet,
+            xdp,
+        } in devices
+        {
+            let sources: Vec<_> = sources.iter().map(ToString::to_string).collect();
+            let ethernet = if *ethernet { "ethernet" } else { "bare" };
+            let xdp = if *xdp { " xdp" } else { "" };
+            writeln!(
+                f,
+                "DEVICES {interface} from {} mtu {mtu} {ethernet}{xdp}",
+                sources.join(", ")
             )?;
         }
         Ok(())

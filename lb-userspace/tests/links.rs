@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use lb_userspace::{
-    links::{self, Claims, LinkChange, Links, Peer, Reader, Reading},
+    links::{self, Claims, Judgement, LinkChange, Links, Patterns, Peer, Reader, Reading},
     world::ObjectKey,
 };
 use nix::sched::{CloneFlags, setns, unshare};
@@ -107,12 +107,12 @@ async fn follow(
         .map_err(|_| anyhow::anyhow!("{}", names(links)))
 }
 
-fn taken(links: &Links) -> Vec<String> {
-    links.taken().map(|link| link.name.clone()).collect()
+fn pods(links: &Links) -> Vec<String> {
+    links.pods().map(|link| link.name.clone()).collect()
 }
 
 fn peer(links: &Links, name: &str) -> Option<Peer> {
-    links.taken().find(|link| link.name == name)?.peer
+    links.pods().find(|link| link.name == name)?.peer
 }
 
 #[test]
@@ -125,14 +125,14 @@ fn a_veth_is_taken_however_it_was_made() -> Result<()> {
     );
     node.run(async move |handle| {
         let mut changes = Box::pin(links::watch()?);
-        let mut links = Links::new(Vec::new());
+        let mut links = Links::new(Patterns::default(), Vec::new());
         handle
             .link()
             .add(veth_into("before", "eth0", &pod_file))
             .execute()
             .await?;
         follow(&mut changes, &mut links, Links::listed).await?;
-        assert_eq!(taken(&links), ["before"]);
+        assert_eq!(pods(&links), ["before"]);
 
         // Both ends here, then one leaves.
         handle
@@ -144,12 +144,12 @@ fn a_veth_is_taken_however_it_was_made() -> Result<()> {
             links.judged().count() == 4
         })
         .await?;
-        assert_eq!(taken(&links), ["before"], "an end whose peer is here");
+        assert_eq!(pods(&links), ["before"], "an end whose peer is here");
         let inside = LinkMessageBuilder::<LinkUnspec>::new()
             .index(index(&handle, "eth1").await?)
             .setns_by_fd(pod_file.0.as_raw_fd());
         handle.link().change(inside.build()).execute().await?;
-        follow(&mut changes, &mut links, |links| taken(links).len() == 2).await?;
+        follow(&mut changes, &mut links, |links| pods(links).len() == 2).await?;
 
         // As CNI plugins do it: made in the pod, with the other end here.
         pod_file.run(async move |handle| {
@@ -159,15 +159,15 @@ fn a_veth_is_taken_however_it_was_made() -> Result<()> {
                 .execute()
                 .await?)
         })?;
-        follow(&mut changes, &mut links, |links| taken(links).len() == 3).await?;
-        assert_eq!(taken(&links), ["before", "moved", "from-pod"]);
+        follow(&mut changes, &mut links, |links| pods(links).len() == 3).await?;
+        assert_eq!(pods(&links), ["before", "moved", "from-pod"]);
 
         pod_file.run(async move |handle| {
             let index = index(&handle, "eth1").await?;
             Ok(handle.link().del(index).execute().await?)
         })?;
-        follow(&mut changes, &mut links, |links| taken(links).len() == 2).await?;
-        assert_eq!(taken(&links), ["before", "from-pod"]);
+        follow(&mut changes, &mut links, |links| pods(links).len() == 2).await?;
+        assert_eq!(pods(&links), ["before", "from-pod"]);
         Ok(())
     })
 }
@@ -178,14 +178,14 @@ fn an_address_inside_a_pod_is_read_from_outside() -> Result<()> {
     let (node, pod) = (Namespace::new()?, Namespace::new()?);
     node.run(async move |handle| {
         let mut changes = Box::pin(links::watch()?);
-        let mut links = Links::new(Vec::new());
+        let mut links = Links::new(Patterns::default(), Vec::new());
         let reader = Reader::new()?;
         handle
             .link()
             .add(veth_into("veth0", "eth0", &pod))
             .execute()
             .await?;
-        follow(&mut changes, &mut links, |links| !taken(links).is_empty()).await?;
+        follow(&mut changes, &mut links, |links| !pods(links).is_empty()).await?;
         let inside = peer(&links, "veth0").context("the peer")?;
         assert_eq!(
             reader.read(inside).await?.addresses,
@@ -208,7 +208,7 @@ fn an_address_inside_a_pod_is_read_from_outside() -> Result<()> {
             Ok(())
         })?;
         set_up(&handle, "veth0").await?;
-        let up = |links: &Links| links.taken().any(|link| link.up);
+        let up = |links: &Links| links.pods().any(|link| link.up);
         follow(&mut changes, &mut links, up).await?;
         let reading = reader.read(inside).await?;
         assert_eq!(
@@ -219,7 +219,7 @@ fn an_address_inside_a_pod_is_read_from_outside() -> Result<()> {
             }
         );
 
-        let index = links.taken().next().context("the link")?.index;
+        let index = links.pods().next().context("the link")?.index;
         let mut claims = Claims::default();
         claims.read(index, Some(reading));
         claims.confirm([(ObjectKey::new("default", "pod"), ips.clone())].into());
@@ -246,7 +246,13 @@ fn a_bridge_port_stays_when_it_leaves_its_bridge() -> Result<()> {
     let (node, pod) = (Namespace::new()?, Namespace::new()?);
     node.run(async move |handle| {
         let mut changes = Box::pin(links::watch()?);
-        let mut links = Links::new(vec!["port*".parse()?]);
+        let mut links = Links::new(
+            Patterns {
+                pods: vec!["port*".parse()?],
+                ..Patterns::default()
+            },
+            Vec::new(),
+        );
         handle
             .link()
             .add(LinkBridge::new("bridge").build())
@@ -269,21 +275,21 @@ fn a_bridge_port_stays_when_it_leaves_its_bridge() -> Result<()> {
             handle.link().change(link).execute().await?;
         }
         follow(&mut changes, &mut links, |links| {
-            taken(links) == ["port0", "port1"]
+            pods(links) == ["port0", "port1"]
         })
         .await?;
         for name in ["port0", "port1"] {
             let link = port(index(&handle, name).await?).nocontroller().build();
             handle.link().change(link).execute().await?;
         }
-        follow(&mut changes, &mut links, |links| taken(links) == ["port1"]).await?;
+        follow(&mut changes, &mut links, |links| pods(links) == ["port1"]).await?;
         let left = links
             .judged()
-            .find_map(|(link, left)| left.filter(|_| link.name == "port0"));
-        assert_eq!(
-            left.context("a reason")?.to_string(),
-            "peer is in this namespace"
-        );
+            .find_map(|(link, judgement)| match judgement {
+                Judgement::Left(left, _) if link.name == "port0" => Some(left.to_string()),
+                _ => None,
+            });
+        assert_eq!(left.context("a reason")?, "peer is in this namespace");
         Ok(())
     })
 }
@@ -294,18 +300,18 @@ fn an_uplink_that_is_a_veth_is_left_once_it_carries_the_node_address() -> Result
     let (node, outside) = (Namespace::new()?, Namespace::new()?);
     node.run(async move |handle| {
         let mut changes = Box::pin(links::watch()?);
-        let mut links = Links::new(Vec::new());
+        let mut links = Links::new(Patterns::default(), Vec::new());
         let address: IpAddr = "192.0.2.7".parse()?;
-        links.set_node_addresses([address].into());
+        links.set_node_addresses(&[address]);
         handle
             .link()
             .add(veth_into("eth0", "node", &outside))
             .execute()
             .await?;
-        follow(&mut changes, &mut links, |links| taken(links) == ["eth0"]).await?;
+        follow(&mut changes, &mut links, |links| pods(links) == ["eth0"]).await?;
         let index = index(&handle, "eth0").await?;
         handle.address().add(index, address, 24).execute().await?;
-        follow(&mut changes, &mut links, |links| taken(links).is_empty()).await
+        follow(&mut changes, &mut links, |links| pods(links).is_empty()).await
     })
 }
 
@@ -319,7 +325,7 @@ fn lost_events_are_made_up_for() -> Result<()> {
     );
     node.run(async move |handle| {
         let mut changes = Box::pin(links::watch()?);
-        let mut links = Links::new(Vec::new());
+        let mut links = Links::new(Patterns::default(), Vec::new());
         handle
             .link()
             .add(LinkBridge::new("leaves").build())
@@ -352,7 +358,7 @@ fn lost_events_are_made_up_for() -> Result<()> {
             links.judged().count() == 152
         })
         .await?;
-        assert_eq!(taken(&links), ["last"]);
+        assert_eq!(pods(&links), ["last"]);
         assert!(links.judged().all(|(link, _)| link.name != "leaves"));
         Ok(())
     })

@@ -4,7 +4,6 @@
 //! state is reached from the one before, and must mean what a fresh start from it means.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -18,7 +17,7 @@ use lb_userspace::{
     compile::{self, Local},
     node_view::{NodePortAddresses, NodeView},
     plan::{Allocations, ServiceTables, Sizes},
-    render,
+    render::{self, NodeTables},
     source::manifests::Manifests,
     status,
     world::{Change, World},
@@ -174,8 +173,7 @@ impl Node {
 
     fn render(&self) -> String {
         let names = self.allocations.names();
-        let nothing = (BTreeMap::new(), BTreeMap::new());
-        let mut text = render::dump(&self.tables, &names, &nothing.0, &nothing.1).to_string();
+        let mut text = render::dump(&self.tables, &names, &NodeTables::default()).to_string();
         text += "-- resolved\n";
         text += &self.resolved();
         let problems = status::problems(&self.world);

@@ -7,12 +7,13 @@ use futures::Stream;
 use serde_json::Value;
 use tracing::debug;
 
-use super::{Attach, Failure, Run, Servers, Source};
+use super::{Attach, Failure, Run, Servers, Source, Xdp};
 use crate::{
     events::Events,
-    kernel::{self, Pins},
+    kernel::{self, Pins, XdpChoice},
+    links::Patterns,
     logging,
-    run::{self, Config, SurfaceConfig},
+    run::{self, Choices, Config, SurfaceConfig},
     source::{self, apiserver::ApiServer, manifests::Manifests},
     world::{Change, close_names},
 };
@@ -48,7 +49,19 @@ pub async fn run(run: Run, mut settings: Value) -> Result<(), Failure> {
             true => objects.changes(&node),
             false => Box::pin(source::without_external_ips(objects.changes(&node))),
         },
-        pod_interfaces: run.pod_interface,
+        interfaces: Choices {
+            patterns: Patterns {
+                pods: run.pod_interface,
+                uplinks: run.uplink_interface,
+            },
+            nodeport_addresses: run.nodeport_addresses,
+            xdp: match run.xdp {
+                Xdp::Auto => XdpChoice::Auto,
+                Xdp::Native => XdpChoice::Native,
+                Xdp::Generic => XdpChoice::Generic,
+                Xdp::Off => XdpChoice::Off,
+            },
+        },
         pins: Pins::below(&run.places.bpffs),
         socket: run.places.socket,
         attach: match run.attach {

@@ -26,6 +26,7 @@ use crate::{
     listen::BindAddress,
     logging::Format,
     names::Names,
+    node_view::NodePortAddresses,
     status::{Agent, Status},
 };
 
@@ -149,6 +150,30 @@ pub struct Run {
         value_delimiter = ','
     )]
     pub pod_interface: Vec<Pattern>,
+    /// Take only the interfaces whose name matches this pattern of `*` and `?` for uplinks and
+    /// tunnels to other nodes; repeatable [default: those that carry an address of the node, the
+    /// default route, or a route to another network, and those that serve NodePorts]
+    #[arg(
+        long,
+        env = "LB_UPLINK_INTERFACE",
+        value_name = "PATTERN",
+        value_delimiter = ','
+    )]
+    pub uplink_interface: Vec<Pattern>,
+    /// Serve NodePorts on these of the node's own addresses: those in a network such as 10.0.0.0/8,
+    /// `primary` (the first of each family that the Node object lists), `all`, `localhost`;
+    /// repeatable. A family that no item speaks of serves on all its addresses
+    #[arg(
+        long,
+        env = "LB_NODEPORT_ADDRESSES",
+        value_name = "WHERE",
+        value_delimiter = ',',
+        default_value = "primary"
+    )]
+    pub nodeport_addresses: Vec<NodePortAddresses>,
+    /// Where XDP does on uplinks what else tc does
+    #[arg(long, env = "LB_XDP", value_name = "HOW", default_value = "auto")]
+    pub xdp: Xdp,
     /// Where cgroup v2 is mounted [default: found among the mounts]
     #[arg(long, env = "LB_CGROUP_ROOT", value_name = "DIR", value_parser = cgroup2)]
     cgroup_root: Option<PathBuf>,
@@ -260,6 +285,19 @@ pub enum Attach {
     Tcx,
     /// filters of a clsact qdisc
     Clsact,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Xdp {
+    /// In drivers that have it, but not on veths: what XDP sends there is lost unless the other end
+    /// takes part
+    Auto,
+    /// In drivers that have it, veths' too
+    Native,
+    /// In the kernel's stack, on every uplink; for tests, and for drivers that have none
+    Generic,
+    /// Nowhere
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -512,6 +550,19 @@ mod tests {
         let patterns: Vec<_> = run.pod_interface.iter().map(Pattern::as_str).collect();
         assert_eq!(patterns, ["veth*", "cali*", "tap?"]);
         assert!(fails(&["lb", "run", "--pod-interface", "[a"]).contains("--pod-interface"));
+    }
+
+    #[test]
+    fn nodeports_are_served_on_the_primary_addresses_unless_told_otherwise() {
+        let addresses = |arguments: &[&str]| {
+            let items = run(arguments).nodeport_addresses;
+            items.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(addresses(&[]), ["primary"]);
+        let given = ["--nodeport-addresses", "localhost,10.0.0.0/8"];
+        assert_eq!(addresses(&given), ["localhost", "10.0.0.0/8"]);
+        let error = fails(&["lb", "run", "--nodeport-addresses", "10.0.0.1"]);
+        assert!(error.contains("such as 10.0.0.0/8"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use lb_common::address::to_ip;
+use lb_common::{address::to_ip, endpoint::Device};
 use nix::net::if_::if_indextoname;
 
 use super::{
@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     api,
-    kernel::{Attach, Hook, Pins, Tables},
+    kernel::{Attach, Pins, Side, Tables},
     names::Names,
-    render,
+    render::{self, NodeTables},
     status::{self, Agent, Interface, Service, Status, Verdict, write_services},
 };
 
@@ -66,8 +66,11 @@ pub async fn dump(view: &View) -> Result<(), Failure> {
     let dump = render::dump(
         &tables.services()?,
         &names.services,
-        &tables.interfaces()?,
-        &tables.endpoints()?,
+        &NodeTables {
+            interfaces: tables.interfaces()?,
+            endpoints: tables.endpoints()?,
+            devices: tables.devices()?,
+        },
     );
     Ok(print(*output, &dump, render::Dump::to_string)?)
 }
@@ -89,17 +92,20 @@ async fn current(places: &Places) -> Result<Status, Failure> {
             .or_default()
             .push(to_ip(address));
     }
-    let interfaces = tables.interfaces()?;
+    let mut interfaces: Vec<_> = tables
+        .devices()?
+        .iter()
+        .map(|(index, row)| device(&pins, *index, row))
+        .collect();
+    interfaces.extend(tables.interfaces()?.into_iter().map(|(index, slot)| {
+        let addresses = addresses.remove(&index).unwrap_or_default();
+        pod_interface(&pins, index, slot, addresses)
+    }));
+    interfaces.sort_by_key(|interface| interface.index);
     Ok(Status {
         agent,
         tables_at: pins.version(),
-        interfaces: interfaces
-            .into_iter()
-            .map(|(index, slot)| {
-                let addresses = addresses.remove(&index).unwrap_or_default();
-                interface(&pins, index, slot, addresses)
-            })
-            .collect(),
+        interfaces,
         services: status::services(&services, &names.services),
         problems: Vec::new(),
         tables: status::fills(&services, endpoints.len(), None),
@@ -130,19 +136,49 @@ fn left_names(places: &Places) -> Result<(Names, Agent)> {
     Ok((names, Agent::Away { since }))
 }
 
-fn interface(pins: &Pins, index: u32, slot: u32, addresses: Vec<IpAddr>) -> Interface {
-    let name = if_indextoname(index).map(|name| name.to_string_lossy().into_owned());
-    let tcx = pins.link(index, Hook::PodEgress).exists();
-    let attach = if tcx { Attach::Tcx } else { Attach::Clsact };
+fn pod_interface(pins: &Pins, index: u32, slot: u32, addresses: Vec<IpAddr>) -> Interface {
     Interface {
         index,
-        name: name.unwrap_or_else(|_| "(gone)".to_owned()),
+        name: name(index),
         verdict: Verdict::Taken {
-            attach: attach.name().to_owned(),
+            attach: attach(pins, index, Side::Pod).name().to_owned(),
             slot,
             pod: None,
             addresses,
         },
+    }
+}
+
+fn device(pins: &Pins, index: u32, row: &Device) -> Interface {
+    let (side, xdp) = match row {
+        Device { ethernet: 0, .. } => (Side::NodeL3, "none"),
+        Device { xdp: 0, .. } => (Side::Node, "none"),
+        Device { .. } => (Side::Node, "attached"),
+    };
+    Interface {
+        index,
+        name: name(index),
+        verdict: Verdict::Device {
+            because: None,
+            attach: attach(pins, index, side).name().to_owned(),
+            xdp: xdp.to_owned(),
+            mtu: row.mtu.into(),
+            sources: status::sources(row),
+        },
+    }
+}
+
+fn name(index: u32) -> String {
+    let name = if_indextoname(index).map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|_| "(gone)".to_owned())
+}
+
+/// How the programs of one side are attached to an interface.
+fn attach(pins: &Pins, index: u32, side: Side) -> Attach {
+    let pinned = |hook| pins.link(index, hook).exists();
+    match side.hooks().into_iter().any(pinned) {
+        true => Attach::Tcx,
+        false => Attach::Clsact,
     }
 }
 

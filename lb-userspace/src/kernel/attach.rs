@@ -1,10 +1,14 @@
-//! Attaches the programs to pods' interfaces, so that they stay when the agent goes.
+//! Attaches the programs to interfaces, so that they stay when the agent goes.
 //!
 //! A tcx link is pinned, and moved to the new program when the agent starts again. A clsact filter
 //! has a fixed place, in which the new program replaces the old one. Either way no packet passes
 //! between the two.
 
-use std::{collections::BTreeSet, fs, io, mem, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io, mem,
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -17,7 +21,7 @@ use aya::{
 };
 use nix::net::if_::if_nametoindex;
 
-use super::{Hook, Programs, clsact, load::program};
+use super::{Hook, Programs, Side, clsact, load::loaded};
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,15 +60,15 @@ impl Programs {
         self.attach
     }
 
-    /// Attaches the programs to an interface, in place of those of an earlier agent.
-    pub async fn attach(&mut self, index: u32, name: &str) -> Result<()> {
+    /// Attaches the programs of one side to an interface, in place of those of an earlier agent.
+    pub async fn attach(&mut self, index: u32, name: &str, side: Side) -> Result<()> {
         ensure!(
             if_nametoindex(name) == Ok(index),
             "it is gone, or has another name by now"
         );
-        for hook in Hook::ALL {
+        for hook in side.hooks() {
             let pin = self.pins.link(index, hook);
-            let program = program(&mut self.ebpf, hook.program())?;
+            let program = loaded(&mut self.ebpf, hook.program())?;
             match self.attach {
                 Attach::Tcx => attach_tcx(program, name, hook, &pin)?,
                 Attach::Clsact => {
@@ -74,30 +78,31 @@ impl Programs {
             }
         }
         if self.attach == Attach::Tcx {
-            clsact::remove(index, name).await?;
+            clsact::remove(index, name, &side.hooks()).await?;
         }
         Ok(())
     }
 
-    /// Detaches the programs from an interface that leads to no pod.
-    pub async fn detach(&mut self, index: u32, name: &str) -> Result<()> {
-        for hook in Hook::ALL {
+    /// Detaches the programs of one side from an interface that is not on it any more.
+    pub async fn detach(&mut self, index: u32, name: &str, side: Side) -> Result<()> {
+        for hook in side.hooks() {
             unpin(&self.pins.link(index, hook))?;
         }
-        clsact::remove(index, name).await?;
+        clsact::remove(index, name, &side.hooks()).await?;
         Ok(())
     }
 
-    /// Forgets the links of all interfaces but these.
-    pub fn retain_links(&mut self, interfaces: &BTreeSet<u32>) -> Result<()> {
+    /// Forgets the links of all interfaces but these, and those of another side than theirs.
+    pub fn retain_links(&mut self, interfaces: &BTreeMap<u32, Side>) -> Result<()> {
+        let mut kept = BTreeSet::new();
+        for (index, side) in interfaces {
+            kept.extend(side.hooks().map(|hook| self.pins.link(*index, hook)));
+            kept.extend((*side == Side::Node).then(|| self.pins.xdp(*index)));
+        }
         for entry in fs::read_dir(self.pins.links()).context("list the links")? {
-            let entry = entry.context("list the links")?;
-            let name = entry.file_name();
-            let index = name
-                .to_str()
-                .and_then(|name| name.split_once('_')?.0.parse().ok());
-            if !index.is_some_and(|index| interfaces.contains(&index)) {
-                unpin(&entry.path())?;
+            let path = entry.context("list the links")?.path();
+            if !kept.contains(&path) {
+                unpin(&path)?;
             }
         }
         Ok(())
@@ -106,6 +111,7 @@ impl Programs {
 
 fn attach_tcx(program: &mut SchedClassifier, name: &str, hook: Hook, pin: &Path) -> Result<()> {
     if let Some(link) = pinned(pin)? {
+        let link = SchedClassifierLink::try_from(link)?;
         match program.attach_to_link(link) {
             Ok(id) => {
                 // Closes it; it stays pinned.
@@ -127,9 +133,10 @@ fn attach_tcx(program: &mut SchedClassifier, name: &str, hook: Hook, pin: &Path)
     Ok(())
 }
 
-fn pinned(pin: &Path) -> Result<Option<SchedClassifierLink>> {
+/// The link that is pinned there, if one is.
+pub(super) fn pinned(pin: &Path) -> Result<Option<FdLink>> {
     match PinnedLink::from_pin(pin) {
-        Ok(pinned) => Ok(Some(FdLink::from(pinned).try_into()?)),
+        Ok(pinned) => Ok(Some(pinned.into())),
         Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
             Ok(None)
         }
@@ -166,7 +173,7 @@ async fn attach_clsact(
 }
 
 /// The kernel detaches a link that has no pin, a moment later.
-fn unpin(pin: &Path) -> Result<()> {
+pub(super) fn unpin(pin: &Path) -> Result<()> {
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", pin.display()))
@@ -175,6 +182,6 @@ fn unpin(pin: &Path) -> Result<()> {
     }
 }
 
-fn is_error(error: &ProgramError, number: i32) -> bool {
+pub(super) fn is_error(error: &ProgramError, number: i32) -> bool {
     matches!(error, ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(number))
 }

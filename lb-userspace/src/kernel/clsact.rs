@@ -21,12 +21,12 @@ pub async fn ensure_qdisc(index: u32, name: &str) -> Result<()> {
     }
 }
 
-/// Removes our filters, and the qdisc with them unless others have filters there. Says what it
+/// Removes our filters of these hooks, and the qdisc with them unless others have filters there. Says what it
 /// removed, in words.
-pub async fn remove(index: u32, name: &str) -> Result<Vec<String>> {
+pub async fn remove(index: u32, name: &str, hooks: &[Hook]) -> Result<Vec<String>> {
     let mut removed = Vec::new();
-    for hook in Hook::ALL {
-        if remove_filter(name, hook)? {
+    for hook in hooks {
+        if remove_filter(name, *hook)? {
             removed.push(format!("the filter {} of {name}", hook.program()));
         }
     }

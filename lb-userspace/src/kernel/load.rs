@@ -18,7 +18,7 @@ use nix::{
 
 use tokio::time::interval;
 
-use super::{Attach, Hook, Pins, layout};
+use super::{Attach, Pins, Side, layout};
 
 /// The program that expires flows. It is never attached.
 const EXPIRE: &str = "expire";
@@ -58,10 +58,10 @@ pub fn load(pins: Pins, attach: Attach, log_level: u8) -> Result<Programs> {
         loader.map_pin_path(table.name, pins.table(table.name));
     }
     let mut ebpf = loader.load(OBJECT).context("load the tables")?;
-    for name in Hook::ALL.map(Hook::program).into_iter().chain([EXPIRE]) {
-        program(&mut ebpf, name)?
-            .load()
-            .map_err(|error| refusal(name, error))?;
+    let hooks = [Side::Pod, Side::Node].map(Side::hooks);
+    let names = hooks.as_flattened().iter().map(|hook| hook.program());
+    for name in names.chain([EXPIRE]) {
+        loaded(&mut ebpf, name)?;
     }
     Ok(Programs { ebpf, pins, attach })
 }
@@ -89,7 +89,16 @@ impl Programs {
     }
 }
 
-pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+/// The program, loaded if it is not yet: not every node needs each.
+pub(super) fn loaded<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = program(ebpf, name)?;
+    match program.load() {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+        Err(error) => Err(refusal(name, error)),
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = ebpf
         .program_mut(name)
         .with_context(|| format!("there is no program {name}"))?;
@@ -99,7 +108,7 @@ pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Sche
 }
 
 /// An error that says what the verifier minds.
-fn refusal(name: &str, error: ProgramError) -> anyhow::Error {
+pub(super) fn refusal(name: &str, error: ProgramError) -> anyhow::Error {
     let ProgramError::LoadError {
         io_error,
         verifier_log,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lb_common::LAYOUT_VERSION;
 
-use super::Hook;
+use super::{Hook, xdp::XDP_PROGRAM};
 
 /// The names of all pins below one BPF file system.
 #[derive(Clone, Debug)]
@@ -45,6 +45,11 @@ impl Pins {
     /// The link of one hook of the interface with this index.
     pub fn link(&self, interface: u32, hook: Hook) -> PathBuf {
         self.links().join(format!("{interface}_{}", hook.program()))
+    }
+
+    /// The XDP link of the interface with this index.
+    pub fn xdp(&self, interface: u32) -> PathBuf {
+        self.links().join(format!("{interface}_{XDP_PROGRAM}"))
     }
 
     /// Whether an agent of this version has been here.

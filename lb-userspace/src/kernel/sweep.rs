@@ -14,6 +14,7 @@ use aya::{
     programs::{SchedClassifier, TestRunOptions},
 };
 use lb_common::{
+    endpoint::WIRE,
     expiry::BATCH,
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
     packet::ETHERNET,
@@ -51,7 +52,8 @@ pub struct FlowCounts {
 
 /// Starts the thread that reads the flow tables, until nobody receives its reports.
 ///
-/// Flows of a slot that is not in `slots` are removed: no program can meet them any more.
+/// Flows of a slot that is not in `slots` are removed: no program can meet them any more. Those of
+/// the devices that lead out of the node, which have no slot, stay.
 pub fn sweep(
     pins: &Pins,
     slots: watch::Receiver<BTreeSet<u32>>,
@@ -87,7 +89,7 @@ pub fn sweep(
     Ok(())
 }
 
-/// The slots that own some flow.
+/// The owners of some flow: slots, and [`WIRE`].
 pub fn owners(pins: &Pins) -> Result<BTreeSet<u32>> {
     let Flows { two_way, half_open } = Flows::open(pins)?;
     let keys = two_way.keys().chain(half_open.keys());
@@ -111,7 +113,7 @@ impl Sweeper {
         for entry in self.flows.two_way.iter().take(2 * MAX_FLOWS) {
             let (key, flow): (FlowKey, Flow) = entry.context("read FLOWS")?;
             counts.two_way += 1;
-            if !self.slots.borrow().contains(&key.owner) {
+            if !self.is_met(key.owner) {
                 orphans.push(key);
             } else if flow.expired(FlowTable::Flows, key.protocol, now()?) {
                 expired.push(key);
@@ -122,7 +124,7 @@ impl Sweeper {
         for key in self.flows.half_open.keys().take(2 * MAX_HALF_OPEN) {
             let key = key.context("read HALF_OPEN")?;
             counts.half_open += 1;
-            if !self.slots.borrow().contains(&key.owner) {
+            if !self.is_met(key.owner) {
                 half_open_orphans.push(key);
             }
             rest(&mut self.slice);
@@ -132,6 +134,11 @@ impl Sweeper {
         Ok((expired, counts))
     }
 
+    /// Whether programs can meet the flows of this owner.
+    fn is_met(&self, owner: u32) -> bool {
+        owner == WIRE || self.slots.borrow().contains(&owner)
+    }
+
     fn remove(
         &mut self,
         keys: Vec<FlowKey>,
@@ -139,7 +146,7 @@ impl Sweeper {
     ) -> Result<()> {
         for key in keys {
             // A slot is in use before its interface has flows.
-            if !self.slots.borrow().contains(&key.owner) {
+            if !self.is_met(key.owner) {
                 absent_is_fine(table(&mut self.flows).remove(&key)).context("remove a flow")?;
             }
         }

@@ -8,7 +8,7 @@ use aya::maps::{
 };
 use lb_common::{
     address::Address,
-    endpoint::{Bucket, Endpoint, EndpointKey, INTERFACE_BUCKETS, Interface},
+    endpoint::{Bucket, Device, DeviceKey, Endpoint, EndpointKey, INTERFACE_BUCKETS, Interface},
     flow::{Flow, FlowKey},
     reason::Reason,
     service::{
@@ -35,6 +35,7 @@ pub struct Tables {
     cidrs: Array<MapData, Cidr>,
     interfaces: Array<MapData, Bucket>,
     endpoints: HashMap<MapData, EndpointKey, Endpoint>,
+    devices: HashMap<MapData, DeviceKey, Device>,
     counters: PerCpuArray<MapData, u64>,
     /// Made when it is first needed: who only reads needs none.
     barrier: Option<Barrier>,
@@ -52,6 +53,7 @@ impl Tables {
             cidrs: Map::Array(open(pins, "CIDRS")?).try_into()?,
             interfaces: Map::Array(open(pins, "INTERFACES")?).try_into()?,
             endpoints: Map::HashMap(open(pins, "ENDPOINTS")?).try_into()?,
+            devices: Map::HashMap(open(pins, "DEVICES")?).try_into()?,
             counters: Map::PerCpuArray(open(pins, "COUNTERS")?).try_into()?,
             barrier: None,
         })
@@ -211,6 +213,25 @@ impl Tables {
 
     pub fn remove_endpoint(&mut self, address: Address) -> Result<()> {
         absent_is_fine(self.endpoints.remove(&EndpointKey { address })).context("write ENDPOINTS")
+    }
+
+    /// The interfaces that lead out of the node, by interface index.
+    pub fn devices(&self) -> Result<BTreeMap<u32, Device>> {
+        self.devices
+            .iter()
+            .map(|entry| entry.map(|(key, device)| (key.index, device)))
+            .collect::<Result<_, MapError>>()
+            .context("read DEVICES")
+    }
+
+    pub fn put_device(&mut self, index: u32, device: Device) -> Result<()> {
+        self.devices
+            .insert(DeviceKey { index }, device, 0)
+            .context("write DEVICES")
+    }
+
+    pub fn remove_device(&mut self, index: u32) -> Result<()> {
+        absent_is_fine(self.devices.remove(&DeviceKey { index })).context("write DEVICES")
     }
 
     /// Packets by reason, of all CPUs.

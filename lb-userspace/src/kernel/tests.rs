@@ -1,6 +1,8 @@
 //! With the real kernel: each test has network and mount namespaces of its own, which take everything
 //! with them.
 
+mod devices;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
@@ -12,7 +14,7 @@ use aya::maps::Array;
 use futures::TryStreamExt as _;
 use lb_common::{
     address::from_ip,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, WIRE},
     flow::{Direction, Flow, FlowKey, Tuple},
     headers::UDP,
     service::{FrontendKey, FrontendKind},
@@ -279,7 +281,10 @@ fn a_tcx_link_moves_to_the_new_program() {
         let netlink = netlink();
         let index = veth(&netlink, None).await;
         let mut first = start(&pins, Attach::Tcx);
-        first.attach(index, "pod").await.expect("attached");
+        first
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect("attached");
         let before = Hook::ALL.map(tcx_programs);
         assert!(
             before.iter().all(|programs| programs.len() == 1),
@@ -293,9 +298,12 @@ fn a_tcx_link_moves_to_the_new_program() {
         );
 
         let mut second = start(&pins, Attach::Tcx);
-        second.attach(index, "pod").await.expect("attached");
         second
-            .attach(index, "pod")
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect("attached");
+        second
+            .attach(index, "pod", Side::Pod)
             .await
             .expect("again is no error");
         let after = Hook::ALL.map(tcx_programs);
@@ -311,7 +319,10 @@ fn a_tcx_link_moves_to_the_new_program() {
             "no new ones"
         );
 
-        second.detach(index, "pod").await.expect("detached");
+        second
+            .detach(index, "pod", Side::Pod)
+            .await
+            .expect("detached");
         await_detached();
     });
 }
@@ -323,16 +334,22 @@ fn a_link_of_an_interface_that_is_gone_gives_way() {
         let netlink = netlink();
         let index = veth(&netlink, None).await;
         let mut programs = start(&pins, Attach::Tcx);
-        programs.attach(index, "pod").await.expect("attached");
+        programs
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect("attached");
         netlink.link().del(index).execute().await.expect("deleted");
         assert!(pins.link(index, Hook::PodEgress).exists());
         programs
-            .attach(index, "pod")
+            .attach(index, "pod", Side::Pod)
             .await
             .expect_err("there is no such interface");
 
         veth(&netlink, Some(index)).await;
-        programs.attach(index, "pod").await.expect("attached");
+        programs
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect("attached");
         assert!(
             Hook::ALL
                 .map(tcx_programs)
@@ -341,10 +358,10 @@ fn a_link_of_an_interface_that_is_gone_gives_way() {
         );
 
         programs
-            .retain_links(&BTreeSet::from([index]))
+            .retain_links(&BTreeMap::from([(index, Side::Pod)]))
             .expect("kept");
         assert!(pins.link(index, Hook::PodEgress).exists());
-        programs.retain_links(&BTreeSet::new()).expect("forgotten");
+        programs.retain_links(&BTreeMap::new()).expect("forgotten");
         await_detached();
     });
 }
@@ -357,9 +374,12 @@ fn a_clsact_filter_is_replaced_in_its_place() {
         let index = veth(&netlink, None).await;
         for _ in 0..2 {
             let mut programs = start(&pins, Attach::Clsact);
-            programs.attach(index, "pod").await.expect("attached");
             programs
-                .attach(index, "pod")
+                .attach(index, "pod", Side::Pod)
+                .await
+                .expect("attached");
+            programs
+                .attach(index, "pod", Side::Pod)
                 .await
                 .expect("again is no error");
             drop(programs);
@@ -367,7 +387,10 @@ fn a_clsact_filter_is_replaced_in_its_place() {
         }
 
         let mut programs = start(&pins, Attach::Tcx);
-        programs.attach(index, "pod").await.expect("attached");
+        programs
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect("attached");
         assert_eq!(filters(&netlink, index).await, (0, 0));
         assert!(
             Hook::ALL
@@ -377,10 +400,16 @@ fn a_clsact_filter_is_replaced_in_its_place() {
         );
 
         let mut programs = start(&pins, Attach::Clsact);
-        programs.attach(index, "pod").await.expect("attached");
+        programs
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect("attached");
         assert_eq!(filters(&netlink, index).await, (1, 1));
         await_detached();
-        programs.detach(index, "pod").await.expect("detached");
+        programs
+            .detach(index, "pod", Side::Pod)
+            .await
+            .expect("detached");
         assert_eq!(filters(&netlink, index).await, (0, 0));
     });
 }
@@ -399,7 +428,10 @@ fn an_ingress_qdisc_is_not_taken_for_clsact() {
             .await
             .expect("a qdisc");
         let mut programs = start(&pins, Attach::Clsact);
-        let error = programs.attach(index, "pod").await.expect_err("refused");
+        let error = programs
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect_err("refused");
         assert!(format!("{error:#}").contains("`ingress`"), "{error:#}");
     });
 }
@@ -411,7 +443,10 @@ fn cleanup_removes_every_trace_of_ours_alone() {
         let netlink = netlink();
         let index = veth(&netlink, None).await;
         let mut programs = start(&pins, Attach::Clsact);
-        programs.attach(index, "pod").await.expect("attached");
+        programs
+            .attach(index, "pod", Side::Pod)
+            .await
+            .expect("attached");
         aya::programs::tc::qdisc_add_clsact("peer").expect("a qdisc of somebody else");
         drop(programs);
 
@@ -465,13 +500,25 @@ fn flows_that_are_over_go_and_others_stay() {
             .two_way
             .insert(new, flow(&new, Duration::ZERO), 0)
             .expect("a write");
+        let (old_wire, wire) = (flow_key(WIRE, 1000), flow_key(WIRE, 2000));
+        for (key, age) in [(old_wire, long_ago), (wire, Duration::ZERO)] {
+            let flow = flow(&key, age);
+            flows.two_way.insert(key, flow, 0).expect("a write");
+        }
+        flows
+            .half_open
+            .insert(wire, flow(&wire, Duration::ZERO), 0)
+            .expect("a write");
         let orphan = flow_key(9, 3000);
         for table in [&mut flows.two_way, &mut flows.half_open] {
             table
                 .insert(orphan, flow(&orphan, Duration::ZERO), 0)
                 .expect("a write");
         }
-        assert_eq!(owners(&pins).expect("a reading"), BTreeSet::from([1, 9]));
+        assert_eq!(
+            owners(&pins).expect("a reading"),
+            BTreeSet::from([WIRE, 1, 9])
+        );
 
         let (report, mut reports) = mpsc::channel(4);
         let (_slots, slots) = watch::channel(BTreeSet::from([1]));
@@ -479,28 +526,29 @@ fn flows_that_are_over_go_and_others_stay() {
         let Some(Swept::Expired(keys)) = reports.recv().await else {
             panic!("nothing expired")
         };
-        assert_eq!(keys, [old]);
+        let expired = BTreeSet::from_iter(keys);
+        assert_eq!(expired, BTreeSet::from([old, old_wire]));
         let Some(Swept::Pass(counts)) = reports.recv().await else {
             panic!("no end")
         };
         assert_eq!(
             counts,
             FlowCounts {
-                two_way: 3,
-                half_open: 1
+                two_way: 5,
+                half_open: 2
             }
         );
-        assert_eq!(owners(&pins).expect("a reading"), BTreeSet::from([1]));
+        assert_eq!(owners(&pins).expect("a reading"), BTreeSet::from([WIRE, 1]));
 
         // The kernel judges for itself: a key that only looked expired stays.
         programs
-            .expire(&[old, new, flow_key(1, 4000)])
+            .expire(&[old, new, old_wire, wire, flow_key(1, 4000)])
             .expect("a run");
-        let left: Vec<_> = flows
+        let left: BTreeSet<_> = flows
             .two_way
             .keys()
             .map(|key| key.expect("a key"))
             .collect();
-        assert_eq!(left, [new]);
+        assert_eq!(left, BTreeSet::from([new, wire]));
     });
 }

@@ -1,10 +1,13 @@
-//! The node's interfaces: which of them lead to pods, and which addresses are behind those.
+//! The node's interfaces: which of them lead to pods, which lead out of the node, and which addresses
+//! are behind and on them.
 //!
-//! [`watch`] reports every interface and every change of one. [`Links`] holds them and says which
-//! are taken. [`Reader`] reads what the other end of a veth carries, and [`Claims`] decides which of
-//! these addresses are believed. `Links` and `Claims` are pure.
+//! [`watch`] reports every interface, what routes lead through it, and every change. [`Links`] holds
+//! that and says what each is. [`Reader`] reads what the other end of a veth carries, and [`Claims`]
+//! decides which of these addresses are believed. `Links` and `Claims` are pure.
 
 mod claims;
+mod devices;
+mod messages;
 mod peer;
 mod watch;
 
@@ -18,9 +21,12 @@ use glob::Pattern;
 
 pub use self::{
     claims::{Claims, Holder, Reading},
+    devices::{Leads, NoDevice},
+    messages::Reach,
     peer::Reader,
     watch::watch,
 };
+use crate::node_view::{NodePortAddresses, NodeView};
 
 /// An interface of the node, as far as it concerns us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,16 +34,50 @@ pub struct Link {
     /// Interface index.
     pub index: u32,
     pub name: String,
-    /// Whether it is one end of a veth pair.
-    pub veth: bool,
-    /// Whether it is a port of a bridge.
-    pub bridge_port: bool,
+    pub kind: Kind,
+    /// What it is a port of.
+    pub port: Option<Port>,
+    pub framing: Framing,
+    /// The largest IP packet that it carries, in bytes.
+    pub mtu: u32,
     /// Whether both it and its peer are up.
     pub up: bool,
     /// The other end of a veth, where that is in another network namespace.
     pub peer: Option<Peer>,
-    /// Its own addresses.
-    pub addresses: BTreeSet<IpAddr>,
+    /// Its own addresses, in the kernel's order.
+    pub addresses: Vec<OwnAddress>,
+}
+
+/// What an interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Loopback,
+    /// One end of a veth pair.
+    Veth,
+    Bridge,
+    /// What its packets leave by is another interface, inside packets to another machine.
+    Tunnel,
+    /// Nothing is behind it.
+    Dummy,
+    Other,
+}
+
+/// What an interface is a port of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Interface index of the bridge or bond.
+    pub controller: u32,
+    pub bridge: bool,
+}
+
+/// What comes before the IP header of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    Ethernet,
+    /// Nothing.
+    Bare,
+    /// Something that we do not know.
+    Unknown,
 }
 
 /// The end of a veth that is in another network namespace.
@@ -49,6 +89,18 @@ pub struct Peer {
     pub namespace: i32,
 }
 
+/// An address of the node's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddress {
+    pub address: IpAddr,
+    /// Whether it may be seen on other networks than the interface's own.
+    pub global: bool,
+    /// Whether it is a second one of its network (IPv4), or temporary (IPv6).
+    pub secondary: bool,
+    /// Whether it is neither deprecated nor still, or in vain, being checked for duplicates.
+    pub preferred: bool,
+}
+
 /// What [`watch`] reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkChange {
@@ -56,11 +108,13 @@ pub enum LinkChange {
     Seen(Link),
     /// The interface with this index is no longer in our namespace.
     Gone(u32),
-    /// All interfaces that there are have been reported. Comes once.
+    /// The farthest that routes lead through each interface, by its index.
+    Routes(BTreeMap<u32, Reach>),
+    /// All that there is has been reported. Comes once.
     Listed,
 }
 
-/// Why an interface is left alone.
+/// Why an interface leads to no pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
     NotVeth,
@@ -68,6 +122,8 @@ pub enum Left {
     NoMatch,
     SameNamespace,
     NodeAddress(IpAddr),
+    DefaultRoute,
+    Uplink,
 }
 
 impl fmt::Display for Left {
@@ -78,25 +134,50 @@ impl fmt::Display for Left {
             Self::NoMatch => f.write_str("does not match --pod-interface"),
             Self::SameNamespace => f.write_str("peer is in this namespace"),
             Self::NodeAddress(address) => write!(f, "carries the node's address {address}"),
+            Self::DefaultRoute => f.write_str("carries the default route"),
+            Self::Uplink => f.write_str("matches --uplink-interface"),
         }
     }
 }
 
-/// All interfaces of the node, and which of them are pods'.
+/// What an interface is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// It leads to a pod.
+    Pod,
+    /// It leads out of the node, and why we think so.
+    Device(Leads),
+    /// Neither, and why.
+    Left(Left, NoDevice),
+}
+
+/// How interfaces are told, where the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Patterns {
+    /// Names of those that lead to pods. None: every veth whose peer is in another namespace does,
+    /// unless it is an uplink: that of a node that is itself a container.
+    pub pods: Vec<Pattern>,
+    /// Names of those that lead out of the node. None: routes and addresses tell.
+    pub uplinks: Vec<Pattern>,
+}
+
+/// All interfaces of the node, and what each is.
 #[derive(Debug, Default)]
 pub struct Links {
-    patterns: Vec<Pattern>,
-    node_addresses: BTreeSet<IpAddr>,
+    patterns: Patterns,
+    nodeport_addresses: Vec<NodePortAddresses>,
+    node_addresses: Vec<IpAddr>,
     links: BTreeMap<u32, Link>,
+    reach: BTreeMap<u32, Reach>,
+    view: NodeView,
     listed: bool,
 }
 
 impl Links {
-    /// Without patterns, every veth whose peer is in another namespace is a pod's, unless it carries
-    /// an address of the node: the uplink of a node that is itself a container.
-    pub fn new(patterns: Vec<Pattern>) -> Self {
+    pub fn new(patterns: Patterns, nodeport_addresses: Vec<NodePortAddresses>) -> Self {
         Self {
             patterns,
+            nodeport_addresses,
             ..Self::default()
         }
     }
@@ -104,18 +185,37 @@ impl Links {
     pub fn apply(&mut self, change: LinkChange) {
         match change {
             LinkChange::Seen(link) => {
+                let before = self.links.get(&link.index).map(|link| &link.addresses);
+                let same = before.is_some_and(|before| *before == link.addresses);
                 self.links.insert(link.index, link);
+                if !same {
+                    self.review();
+                }
             }
             LinkChange::Gone(index) => {
                 self.links.remove(&index);
+                self.review();
             }
+            LinkChange::Routes(reach) => self.reach = reach,
             LinkChange::Listed => self.listed = true,
         }
     }
 
-    /// The addresses that the Node object lists.
-    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
-        self.node_addresses = addresses;
+    /// The addresses that the Node object lists, the primary one of each family first.
+    pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) {
+        addresses.clone_into(&mut self.node_addresses);
+        self.review();
+    }
+
+    fn review(&mut self) {
+        let local = self.links.values().flat_map(|link| &link.addresses);
+        let local: BTreeSet<_> = local.map(|own| own.address).collect();
+        self.view = NodeView::new(&local, &self.node_addresses, &self.nodeport_addresses);
+    }
+
+    /// The node's addresses, and where it serves NodePorts.
+    pub fn view(&self) -> &NodeView {
+        &self.view
     }
 
     /// Whether all interfaces are known.
@@ -123,167 +223,85 @@ impl Links {
         self.listed
     }
 
-    /// The interfaces that lead to pods, by index.
-    pub fn taken(&self) -> impl Iterator<Item = &Link> {
-        self.links.values().filter(|link| self.judge(link).is_ok())
+    pub fn get(&self, index: u32) -> Option<&Link> {
+        self.links.get(&index)
     }
 
-    /// Every interface with the reason why it is left alone, where it is.
-    pub fn judged(&self) -> impl Iterator<Item = (&Link, Option<Left>)> {
+    /// The interfaces that lead to pods, by index.
+    pub fn pods(&self) -> impl Iterator<Item = &Link> {
         self.links
             .values()
-            .map(|link| (link, self.judge(link).err()))
+            .filter(|link| self.judge_pod(link).is_ok())
     }
 
-    fn judge(&self, link: &Link) -> Result<(), Left> {
-        if self.patterns.is_empty() {
+    /// The interfaces that lead out of the node, by index, and why we think so.
+    pub fn devices(&self) -> impl Iterator<Item = (&Link, Leads)> {
+        self.links
+            .values()
+            .filter_map(|link| Some((link, self.judge_device(link).ok()?)))
+    }
+
+    /// Every interface with what it is.
+    pub fn judged(&self) -> impl Iterator<Item = (&Link, Judgement)> {
+        self.links.values().map(|link| {
+            let judgement = match (self.judge_pod(link), self.judge_device(link)) {
+                (Ok(()), _) => Judgement::Pod,
+                (Err(_), Ok(leads)) => Judgement::Device(leads),
+                (Err(left), Err(no_device)) => Judgement::Left(left, no_device),
+            };
+            (link, judgement)
+        })
+    }
+
+    fn judge_pod(&self, link: &Link) -> Result<(), Left> {
+        if self.patterns.pods.is_empty() {
             return self.judge_unnamed(link);
         }
-        if !self
-            .patterns
-            .iter()
-            .any(|pattern| pattern.matches(&link.name))
-        {
+        if !matches(&self.patterns.pods, link) {
             return Err(Left::NoMatch);
         }
         match link {
             Link {
-                bridge_port: true, ..
+                port: Some(Port { bridge: true, .. }),
+                ..
             }
             | Link { peer: Some(_), .. } => Ok(()),
-            Link { veth: true, .. } => Err(Left::SameNamespace),
+            Link {
+                kind: Kind::Veth, ..
+            } => Err(Left::SameNamespace),
             Link { .. } => Err(Left::NotVethOrBridgePort),
         }
     }
 
     fn judge_unnamed(&self, link: &Link) -> Result<(), Left> {
-        if !link.veth {
+        if link.kind != Kind::Veth {
             return Err(Left::NotVeth);
         }
         if link.peer.is_none() {
             return Err(Left::SameNamespace);
         }
-        match link.addresses.intersection(&self.node_addresses).next() {
-            Some(address) => Err(Left::NodeAddress(*address)),
-            None => Ok(()),
+        if let Some(address) = self.node_address(link) {
+            return Err(Left::NodeAddress(address));
         }
+        if self.reach.get(&link.index) == Some(&Reach::Everywhere) {
+            return Err(Left::DefaultRoute);
+        }
+        if matches(&self.patterns.uplinks, link) {
+            return Err(Left::Uplink);
+        }
+        Ok(())
     }
+
+    /// An address of the node that the interface carries.
+    fn node_address(&self, link: &Link) -> Option<IpAddr> {
+        let mut addresses = link.addresses.iter().map(|own| own.address);
+        addresses.find(|address| self.node_addresses.contains(address))
+    }
+}
+
+fn matches(patterns: &[Pattern], link: &Link) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(&link.name))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn link(index: u32, name: &str) -> Link {
-        Link {
-            index,
-            name: name.to_owned(),
-            veth: false,
-            bridge_port: false,
-            up: true,
-            peer: None,
-            addresses: BTreeSet::new(),
-        }
-    }
-
-    fn pod_link(index: u32, name: &str) -> Link {
-        Link {
-            veth: true,
-            peer: Some(Peer {
-                index: 2,
-                namespace: 0,
-            }),
-            ..link(index, name)
-        }
-    }
-
-    fn left(links: &Links, index: u32) -> Option<String> {
-        let (_, left) = links
-            .judged()
-            .find(|(link, _)| link.index == index)
-            .expect("the link");
-        left.map(|left| left.to_string())
-    }
-
-    fn node(patterns: &[&str]) -> Links {
-        let mut links = Links::new(
-            patterns
-                .iter()
-                .map(|p| Pattern::new(p).expect("a pattern"))
-                .collect(),
-        );
-        for link in [
-            link(1, "lo"),
-            Link {
-                addresses: ["192.0.2.7".parse().expect("an address")].into(),
-                ..pod_link(2, "eth0")
-            },
-            pod_link(3, "veth1234"),
-            pod_link(4, "cali0001"),
-            Link {
-                veth: true,
-                ..link(5, "veth-local")
-            },
-            Link {
-                bridge_port: true,
-                ..link(6, "tap0")
-            },
-            link(7, "veth-not"),
-        ] {
-            links.apply(LinkChange::Seen(link));
-        }
-        links.set_node_addresses(["192.0.2.7".parse().expect("an address")].into());
-        links
-    }
-
-    #[test]
-    fn without_patterns_a_veth_into_another_namespace_is_taken() {
-        let links = node(&[]);
-        let taken: Vec<_> = links.taken().map(|link| link.name.as_str()).collect();
-        assert_eq!(taken, ["veth1234", "cali0001"]);
-        assert_eq!(left(&links, 1).as_deref(), Some("not a veth"));
-        assert_eq!(
-            left(&links, 2).as_deref(),
-            Some("carries the node's address 192.0.2.7")
-        );
-        assert_eq!(left(&links, 3), None);
-        assert_eq!(
-            left(&links, 5).as_deref(),
-            Some("peer is in this namespace")
-        );
-        assert_eq!(left(&links, 6).as_deref(), Some("not a veth"));
-    }
-
-    #[test]
-    fn patterns_select_among_veths_and_bridge_ports() {
-        let links = node(&["veth*", "tap?"]);
-        let taken: Vec<_> = links.taken().map(|link| link.name.as_str()).collect();
-        assert_eq!(taken, ["veth1234", "tap0"]);
-        assert_eq!(
-            left(&links, 4).as_deref(),
-            Some("does not match --pod-interface")
-        );
-        assert_eq!(
-            left(&links, 5).as_deref(),
-            Some("peer is in this namespace")
-        );
-        assert_eq!(
-            left(&links, 7).as_deref(),
-            Some("neither a veth nor a bridge port")
-        );
-    }
-
-    #[test]
-    fn a_link_that_goes_or_changes_is_judged_anew() {
-        let mut links = node(&[]);
-        links.apply(LinkChange::Gone(3));
-        links.apply(LinkChange::Seen(Link {
-            peer: None,
-            ..pod_link(4, "cali0001")
-        }));
-        assert_eq!(links.taken().count(), 0);
-        assert!(!links.listed());
-        links.apply(LinkChange::Listed);
-        assert!(links.listed());
-    }
-}
+mod tests;

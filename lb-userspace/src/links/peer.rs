@@ -7,12 +7,12 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
     Handle,
     packet_route::{
-        address::{AddressAttribute, AddressMessage, AddressScope},
+        address::{AddressAttribute, AddressScope},
         link::LinkAttribute,
     },
 };
 
-use super::{Peer, Reading};
+use super::{Peer, Reading, messages::address_of};
 
 /// A netlink socket through which peers are read.
 #[derive(Clone)]
@@ -77,20 +77,4 @@ impl Reader {
             .filter_map(|message| address_of(&message))
             .collect())
     }
-}
-
-/// The address that an interface itself has: `IFA_LOCAL`, which point-to-point links tell apart from
-/// `IFA_ADDRESS`, the other side's.
-pub(super) fn address_of(message: &AddressMessage) -> Option<IpAddr> {
-    let find = |local: bool| {
-        message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                AddressAttribute::Local(address) if local => Some(*address),
-                AddressAttribute::Address(address) if !local => Some(*address),
-                _ => None,
-            })
-    };
-    find(true).or_else(|| find(false))
 }

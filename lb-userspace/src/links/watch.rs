@@ -1,8 +1,7 @@
-//! Follows the interfaces of this namespace by netlink.
+//! Follows the interfaces and routes of this namespace by netlink.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
     time::Duration,
 };
 
@@ -14,18 +13,25 @@ use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        address::{AddressMessage, AddressScope},
-        link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, State},
+        AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage,
+        route::RouteMessage,
     },
     sys::SocketAddr,
 };
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
-use super::{Link, LinkChange, Peer, peer::address_of};
+use super::{
+    Kind, Link, LinkChange, OwnAddress, Reach,
+    messages::{self, own_address},
+};
 
 /// How long to wait before a netlink socket that broke is opened again.
 const RETRY: Duration = Duration::from_secs(1);
+/// From a sign that routes have changed until they are read, so that one reading serves many changes.
+const SETTLE: Duration = Duration::from_millis(50);
+/// How many times as long as the last reading took the next one waits at least.
+const REST: u32 = 10;
 
 /// Reports all interfaces, then every change. Never ends: what is lost is read again.
 ///
@@ -44,7 +50,13 @@ struct Watcher {
     /// Requests have a socket of their own: an overrun of the other one would swallow answers.
     handle: Handle,
     links: BTreeMap<u32, Link>,
-    addresses: BTreeMap<u32, BTreeSet<IpAddr>>,
+    addresses: BTreeMap<u32, Vec<OwnAddress>>,
+    reach: BTreeMap<u32, Reach>,
+    /// When the routes are to be read again. The kernel does not tell of all that it drops, so they
+    /// are always read as a whole.
+    routes_due: Option<Instant>,
+    /// How long to wait before that.
+    settle: Duration,
     stale: bool,
     listed: bool,
     reports: VecDeque<LinkChange>,
@@ -58,6 +70,9 @@ impl Watcher {
             handle,
             links: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            reach: BTreeMap::new(),
+            routes_due: None,
+            settle: SETTLE,
             stale: true,
             listed: false,
             reports: VecDeque::new(),
@@ -83,7 +98,15 @@ impl Watcher {
             self.stale = false;
             return Ok(());
         }
-        match self.events.next().await {
+        let event = match self.routes_due {
+            Some(due) if due <= Instant::now() => return self.read_routes().await,
+            Some(due) => match timeout_at(due, self.events.next()).await {
+                Ok(event) => event,
+                Err(_) => return self.read_routes().await,
+            },
+            None => self.events.next().await,
+        };
+        match event {
             Some((
                 NetlinkMessage {
                     payload: NetlinkPayload::InnerMessage(event),
@@ -119,6 +142,7 @@ impl Watcher {
         for message in &addresses {
             self.apply_address(message, true);
         }
+        self.read_routes().await?;
         let links: Vec<_> = links.iter().map(|message| self.link(message)).collect();
         let present: BTreeSet<_> = links.iter().map(|link| link.index).collect();
         let absent: Vec<_> = self
@@ -146,22 +170,51 @@ impl Watcher {
             RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)
                 if message.header.interface_family == AddressFamily::Bridge => {}
             RouteNetlinkMessage::NewLink(message) => {
+                self.expect_routes();
                 let link = self.link(&message);
                 // An end that was made first does not know the other one when it is announced.
-                if link.veth && link.peer.is_none() {
+                if link.kind == Kind::Veth && link.peer.is_none() {
                     self.refresh(link.index).await?;
                 } else {
                     self.seen(link);
                 }
             }
             RouteNetlinkMessage::DelLink(message) => {
+                self.expect_routes();
                 self.gone(message.header.index);
                 self.refresh_pairs().await?;
             }
             RouteNetlinkMessage::NewAddress(message) => self.apply_address(&message, true),
-            RouteNetlinkMessage::DelAddress(message) => self.apply_address(&message, false),
+            RouteNetlinkMessage::DelAddress(message) => {
+                self.expect_routes();
+                self.apply_address(&message, false);
+            }
+            RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
+                self.expect_routes();
+            }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Notes a sign that routes may have changed.
+    fn expect_routes(&mut self) {
+        let due = Instant::now() + self.settle;
+        self.routes_due.get_or_insert(due);
+    }
+
+    async fn read_routes(&mut self) -> Result<()> {
+        let start = Instant::now();
+        // Of all families and tables.
+        let request = self.handle.route().get(RouteMessage::default()).execute();
+        let routes: Vec<_> = request.try_collect().await.context("list the routes")?;
+        let reach = messages::reach(&routes);
+        if self.reach != reach {
+            self.reach.clone_from(&reach);
+            self.reports.push_back(LinkChange::Routes(reach));
+        }
+        self.routes_due = None;
+        self.settle = SETTLE.max(start.elapsed() * REST);
         Ok(())
     }
 
@@ -170,7 +223,7 @@ impl Watcher {
         let unpaired = self
             .links
             .values()
-            .filter(|link| link.veth && link.peer.is_none());
+            .filter(|link| link.kind == Kind::Veth && link.peer.is_none());
         for index in unpaired.map(|link| link.index).collect::<Vec<_>>() {
             self.refresh(index).await?;
         }
@@ -196,18 +249,17 @@ impl Watcher {
     }
 
     fn apply_address(&mut self, message: &AddressMessage, present: bool) {
-        let Some(address) = address_of(message) else {
+        let Some(own) = own_address(message) else {
             return;
         };
-        if message.header.scope != AddressScope::Universe {
-            return;
-        }
         let index = message.header.index;
         let addresses = self.addresses.entry(index).or_default();
-        if present {
-            addresses.insert(address);
-        } else {
-            addresses.remove(&address);
+        let known = addresses.iter().position(|a| a.address == own.address);
+        match (known, present) {
+            (Some(place), true) => addresses[place] = own,
+            (Some(place), false) => drop(addresses.remove(place)),
+            (None, true) => addresses.push(own),
+            (None, false) => {}
         }
         let addresses = addresses.clone();
         if let Some(link) = self.links.get(&index) {
@@ -233,36 +285,8 @@ impl Watcher {
     }
 
     fn link(&self, message: &LinkMessage) -> Link {
-        let index = message.header.index;
-        let mut link = Link {
-            index,
-            name: String::new(),
-            veth: false,
-            bridge_port: false,
-            up: false,
-            peer: None,
-            addresses: self.addresses.get(&index).cloned().unwrap_or_default(),
-        };
-        let (mut peer_index, mut peer_namespace) = (None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name.clone_from(name),
-                LinkAttribute::OperState(state) => link.up = *state == State::Up,
-                LinkAttribute::Link(index) => peer_index = Some(*index),
-                LinkAttribute::LinkNetNsId(namespace) => peer_namespace = Some(*namespace),
-                LinkAttribute::LinkInfo(infos) => {
-                    link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
-                    link.bridge_port = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
-                }
-                _ => {}
-            }
-        }
-        if link.veth {
-            link.peer = peer_index
-                .zip(peer_namespace)
-                .map(|(index, namespace)| Peer { index, namespace });
-        }
-        link
+        let addresses = self.addresses.get(&message.header.index);
+        messages::link(message, addresses.cloned().unwrap_or_default())
     }
 }
 
@@ -271,6 +295,8 @@ fn subscribe() -> Result<(Events, Handle)> {
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
     ];
     let (connection, _, events) =
         rtnetlink::new_multicast_connection(&groups).context("subscribe to netlink events")?;

@@ -1,6 +1,8 @@
 //! The agent: one task that owns all state, and does one thing after the other.
 
+mod devices;
 mod interfaces;
+mod pods;
 mod services;
 mod slots;
 mod surface;
@@ -15,7 +17,6 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, stream::BoxStream};
-use glob::Pattern;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -24,7 +25,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::surface::Config as SurfaceConfig;
+pub use self::{interfaces::Choices, surface::Config as SurfaceConfig};
 use self::{interfaces::Interfaces, services::Services, surface::Surface};
 use crate::{
     api::{self, Query},
@@ -33,7 +34,6 @@ use crate::{
     links::{self, LinkChange},
     metrics::Snapshot,
     names::Names,
-    node_view::{NodePortAddresses, NodeView},
     plan::NoRoom,
     status::{self, Problem, Status},
     world::{Change, Dirty, Kind, ObjectKey, World},
@@ -47,8 +47,8 @@ pub struct Config {
     pub source: String,
     /// What the source says.
     pub changes: BoxStream<'static, Change>,
-    /// Names of the interfaces that lead to pods; none: they are found by what they are.
-    pub pod_interfaces: Vec<Pattern>,
+    /// What is said of interfaces.
+    pub interfaces: Choices,
     pub pins: Pins,
     /// Path of the unix socket; the file of names is beside it.
     pub socket: PathBuf,
@@ -80,7 +80,7 @@ pub async fn run(config: Config) -> Result<()> {
         node,
         source,
         changes,
-        pod_interfaces,
+        interfaces,
         pins,
         socket,
         attach,
@@ -96,7 +96,7 @@ pub async fn run(config: Config) -> Result<()> {
         programs.follow_log()?;
     }
     let tables = Tables::open(&pins)?;
-    let interfaces = Interfaces::restore(pod_interfaces, &pins, &tables)?;
+    let interfaces = Interfaces::restore(interfaces, &pins, &tables)?;
     let names_path = Names::path(&socket);
     let (report, mut reports) = mpsc::channel(16);
     kernel::sweep(&pins, interfaces.slots(), report)?;
@@ -212,22 +212,11 @@ impl Agent {
             info!("everything has been listed");
         }
         self.services.mark(&self.world, dirty.services);
-        if dirty.node {
-            self.services.set_node(self.view());
-        }
         if dirty.pods || dirty.node || waited {
             self.interfaces.confirm(&self.world, &self.node);
             self.interfaces.reread();
             self.settle().await;
         }
-    }
-
-    /// The addresses that the Node object lists, NodePorts on the first of each family.
-    fn view(&self) -> NodeView {
-        let node = self.world.node(&self.node);
-        let listed = node.map(|node| &node.addresses[..]).unwrap_or_default();
-        let all = listed.iter().copied().collect();
-        NodeView::new(&all, listed, &[NodePortAddresses::Primary])
     }
 
     async fn apply_links(&mut self, changes: Vec<LinkChange>) {
@@ -240,14 +229,16 @@ impl Agent {
     async fn settle(&mut self) {
         let Self {
             interfaces,
-            world,
-            node,
+            services,
             tables,
             programs,
             ..
         } = self;
-        if let Err(error) = interfaces.settle(world, node, tables, programs).await {
+        if let Err(error) = interfaces.settle(tables, programs).await {
             error!("cannot keep up with the interfaces, trying again: {error:#}");
+        }
+        if let Some(view) = interfaces.view() {
+            services.set_node(view.clone());
         }
     }
 

@@ -11,8 +11,8 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    address::to_ip,
-    endpoint::MAX_ENDPOINTS,
+    address::{UNSPECIFIED, to_ip},
+    endpoint::{Device, MAX_ENDPOINTS},
     flow::{MAX_FLOWS, MAX_HALF_OPEN},
     service::{
         Extent, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS, MAX_SERVICES, MAX_SOURCE_RANGES,
@@ -95,7 +95,20 @@ pub enum Verdict {
         /// The pod's addresses, as far as they are confirmed.
         addresses: Vec<IpAddr>,
     },
-    /// It leads to a pod, but our programs could not be attached.
+    /// It leads out of the node and carries our programs.
+    Device {
+        /// Why the agent thinks that it leads out of the node, in words.
+        because: Option<String>,
+        /// `tcx` or `clsact`.
+        attach: String,
+        /// `native`, `generic`, or why there is no XDP program.
+        xdp: String,
+        /// The largest IP packet that it carries, in bytes.
+        mtu: u32,
+        /// What packets that others sent leave with, where their own source would not do.
+        sources: Vec<IpAddr>,
+    },
+    /// It is one of ours, but our programs could not be attached.
     Failed { error: String },
     /// It is none of our business.
     Left { reason: String },
@@ -106,6 +119,7 @@ impl Verdict {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Taken { .. } => "taken",
+            Self::Device { .. } => "device",
             Self::Failed { .. } => "failed",
             Self::Left { .. } => "left",
         }
@@ -303,6 +317,15 @@ impl Port {
     }
 }
 
+/// The addresses that packets leave a device with.
+pub fn sources(device: &Device) -> Vec<IpAddr> {
+    let sources = [device.v4, device.v6].into_iter();
+    sources
+        .filter(|address| *address != UNSPECIFIED)
+        .map(|address| to_ip(&address))
+        .collect()
+}
+
 /// What is wrong with objects and sources.
 pub fn problems(world: &World) -> Vec<Problem> {
     let objects = world.problems().map(|problem| Problem {
@@ -452,8 +475,19 @@ mod tests {
                 Interface {
                     index: 2,
                     name: "eth0".to_owned(),
+                    verdict: Verdict::Device {
+                        because: Some("carries the default route".to_owned()),
+                        attach: "tcx".to_owned(),
+                        xdp: "native".to_owned(),
+                        mtu: 1500,
+                        sources: vec!["172.18.0.2".parse().expect("an address")],
+                    },
+                },
+                Interface {
+                    index: 1,
+                    name: "lo".to_owned(),
                     verdict: Verdict::Left {
-                        reason: "not a veth".to_owned(),
+                        reason: "not a veth; leads nowhere".to_owned(),
                     },
                 },
             ],
@@ -517,7 +551,7 @@ mod tests {
             status()
         );
         assert!(
-            json.contains(r#""name":"eth0","verdict":"left","reason":"not a veth""#),
+            json.contains(r#""name":"lo","verdict":"left","reason":"not a veth; leads nowhere""#),
             "{json}"
         );
     }
@@ -532,9 +566,10 @@ synced   Service, Node
 awaited  EndpointSlice
 tables   /sys/fs/bpf/lb/v1
 
-INTERFACE  INDEX  STATE               POD             ADDRESSES
-veth0      3      taken: tcx, slot 1  default/client  10.0.0.9
-eth0       2      left: not a veth
+INTERFACE  INDEX  STATE                                                  POD             ADDRESSES
+veth0      3      taken: tcx, slot 1                                     default/client  10.0.0.9
+eth0       2      leads out: tcx, XDP native; carries the default route                  172.18.0.2
+lo         1      left: not a veth; leads nowhere
 
 SERVICE       PORT           FRONTENDS                                                            REVISION  BACKENDS              DRAINING
 default/idle  TCP/IPv4       10.96.0.2:81                                                         1         0 (refused)           0

@@ -233,6 +233,21 @@ impl Interface {
                 pod.clone().unwrap_or_default(),
                 join(addresses),
             ),
+            Verdict::Device {
+                because,
+                attach,
+                xdp,
+                mtu: _,
+                sources,
+            } => {
+                let because = because.as_ref().map(|why| format!("; {why}"));
+                let because = because.unwrap_or_default();
+                (
+                    Cell::new(format!("leads out: {attach}, XDP {xdp}{because}")).fg(Color::Green),
+                    String::new(),
+                    join(sources),
+                )
+            }
             Verdict::Failed { error } => (
                 Cell::new(format!("failed: {error}")).fg(Color::Red),
                 String::new(),

@@ -122,7 +122,9 @@ fn change_of_attachment() -> Result<()> {
                 .interfaces
                 .iter()
                 .all(|interface| match &interface.verdict {
-                    Verdict::Taken { attach: how, .. } => how == attach,
+                    Verdict::Taken { attach: how, .. } | Verdict::Device { attach: how, .. } => {
+                        how == attach
+                    }
                     Verdict::Failed { .. } => false,
                     Verdict::Left { .. } => true,
                 });

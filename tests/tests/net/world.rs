@@ -175,7 +175,7 @@ fn is_taken(status: &lb_userspace::status::Status, name: &str) -> bool {
     status.interfaces.iter().any(|interface| {
         let known = match &interface.verdict {
             Verdict::Taken { addresses, .. } => addresses.len() == 2,
-            Verdict::Failed { .. } | Verdict::Left { .. } => false,
+            Verdict::Device { .. } | Verdict::Failed { .. } | Verdict::Left { .. } => false,
         };
         interface.name == name && known
     })

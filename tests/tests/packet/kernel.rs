@@ -17,7 +17,7 @@ use lb_common::{
     service::{Frontend, FrontendKey},
     tables::FlowTable,
 };
-use lb_userspace::kernel::{Hook, OBJECT};
+use lb_userspace::kernel::{Hook, OBJECT, Side};
 use nix::{
     sched::{CloneFlags, unshare},
     time::{ClockId, clock_gettime},
@@ -65,7 +65,7 @@ impl Kernel {
     }
 
     pub fn programs() -> [&'static str; 3] {
-        let [one, other] = Hook::ALL.map(Hook::program);
+        let [one, other] = Side::Pod.hooks().map(Hook::program);
         [one, other, EXPIRE]
     }
 

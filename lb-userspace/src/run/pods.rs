@@ -1,0 +1,309 @@
+//! The interfaces of this node's pods: attached, with a slot, and with the addresses behind them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, Result};
+use lb_common::{
+    address::{Address, from_ip, to_ip},
+    endpoint::Endpoint,
+};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::slots::Slots;
+use crate::{
+    kernel::{Pins, Programs, Side, Tables, owners},
+    links::{Claims, Holder, Link, Links, Reader},
+    status::Verdict,
+    world::{Kind, World},
+};
+
+/// The interfaces that lead to pods, and what we did about each.
+pub struct Pods {
+    claims: Claims,
+    reader: Reader,
+    slots: Slots,
+    /// The slots in use, for the sweeper.
+    in_use: watch::Sender<BTreeSet<u32>>,
+    /// Whether our programs are attached, by interface index; else why not.
+    attached: BTreeMap<u32, Result<(), String>>,
+    /// Interfaces of an earlier agent, until those that lead to pods are known.
+    restored: Option<BTreeSet<u32>>,
+    /// Interfaces whose inside is to be read.
+    unread: BTreeSet<u32>,
+    /// What `ENDPOINTS` holds.
+    endpoints: BTreeMap<Address, Endpoint>,
+    pending: bool,
+}
+
+/// Interfaces that are attached before other things have their turn: the kernel waits for all its
+/// readers each time.
+const TURN: usize = 4;
+
+impl Pods {
+    /// Starts from what an earlier agent left. Must be called within a tokio runtime.
+    pub fn restore(pins: &Pins, tables: &Tables) -> Result<Self> {
+        let endpoints = tables.endpoints()?;
+        let holders = endpoints.iter().map(|(address, endpoint)| {
+            let holder = Holder {
+                interface: endpoint.interface,
+                mac: endpoint.mac,
+            };
+            (to_ip(address), holder)
+        });
+        let interfaces = tables.interfaces()?;
+        let restored = Some(interfaces.keys().copied().collect());
+        let slots = Slots::restore(interfaces, &owners(pins)?);
+        Ok(Self {
+            claims: Claims::restore(holders.collect()),
+            reader: Reader::new()?,
+            in_use: watch::Sender::new(slots.in_use()),
+            slots,
+            attached: BTreeMap::new(),
+            restored,
+            unread: BTreeSet::new(),
+            endpoints,
+            pending: false,
+        })
+    }
+
+    /// The slots in use.
+    pub fn slots(&self) -> watch::Receiver<BTreeSet<u32>> {
+        self.in_use.subscribe()
+    }
+
+    /// A pass over all flows is over.
+    pub fn swept(&mut self) {
+        self.slots.swept();
+    }
+
+    /// An interface is new, or not as it was.
+    pub fn seen(&mut self, index: u32) {
+        self.unread.insert(index);
+        if matches!(self.attached.get(&index), Some(Err(_))) {
+            self.attached.remove(&index);
+        }
+    }
+
+    /// Takes in what the objects say of the node's pods.
+    pub fn confirm(&mut self, world: &World) {
+        if !world.waiting_for().contains(&Kind::Pod) {
+            let pods = world
+                .pods()
+                .map(|(key, pod)| (key.clone(), pod.ips.iter().copied().collect()));
+            self.claims.confirm(pods.collect());
+        }
+    }
+
+    /// Whether there was more to do than one turn should take.
+    pub fn pending(&self) -> bool {
+        self.pending
+    }
+
+    /// Lets every inside be read again.
+    pub fn reread(&mut self) {
+        self.unread.extend(self.attached.keys());
+    }
+
+    /// Whether a pod of this node has an address that no interface is known to hold.
+    pub fn wanting(&self) -> bool {
+        self.claims.wanting()
+    }
+
+    /// Lets what failed be tried again.
+    pub fn retry(&mut self) {
+        self.attached.retain(|_, attached| attached.is_ok());
+    }
+
+    /// Attaches to some of the interfaces that lead to pods. Unless it is `known` which do, only to
+    /// those that did for an earlier agent.
+    pub async fn attach_some(
+        &mut self,
+        taken: &[Link],
+        known: bool,
+        tables: &mut Tables,
+        programs: &mut Programs,
+    ) {
+        let mut untried = taken.iter().filter(|link| {
+            let restored = self.restored.as_ref();
+            let ours = known || restored.is_some_and(|restored| restored.contains(&link.index));
+            ours && !self.attached.contains_key(&link.index)
+        });
+        let turn: Vec<_> = untried.by_ref().take(TURN).collect();
+        self.pending = untried.next().is_some();
+        for link in turn {
+            self.attach(link, tables, programs).await;
+        }
+    }
+
+    /// Reads what is behind the interfaces, and writes down how to get there.
+    pub async fn find_addresses(&mut self, taken: &[Link], tables: &mut Tables) -> Result<()> {
+        self.read(taken).await;
+        self.write_endpoints(taken, tables)
+    }
+
+    async fn attach(&mut self, link: &Link, tables: &mut Tables, programs: &mut Programs) {
+        let Link { index, name, .. } = link;
+        let attached = self.try_attach(*index, name, tables, programs).await;
+        let attached = attached.map_err(|error| format!("{error:#}"));
+        match &attached {
+            Ok(()) => info!(interface = %name, "attached"),
+            Err(error) => warn!(interface = %name, "cannot attach, will try again: {error}"),
+        }
+        self.attached.insert(*index, attached);
+        self.unread.insert(*index);
+    }
+
+    /// The slot first: a program on an interface without one lets everything pass.
+    async fn try_attach(
+        &mut self,
+        index: u32,
+        name: &str,
+        tables: &mut Tables,
+        programs: &mut Programs,
+    ) -> Result<()> {
+        let slot = self.slots.take(index).context("there are no more slots")?;
+        self.in_use.send_replace(self.slots.in_use());
+        tables.put_interface(index, slot)?;
+        programs.attach(index, name, Side::Pod).await
+    }
+
+    /// Leaves all interfaces but those that lead to pods. Says whether there may be links left of
+    /// those.
+    pub async fn leave(
+        &mut self,
+        taken: &[Link],
+        links: &Links,
+        tables: &mut Tables,
+        programs: &mut Programs,
+    ) -> Result<bool> {
+        let first = self.restored.take().is_some();
+        let taken: BTreeSet<_> = taken.iter().map(|link| link.index).collect();
+        let ours: BTreeSet<_> = self.slots.interfaces().collect();
+        let left = &ours - &taken;
+        for index in &left {
+            if let Some(Link { name, .. }) = links.get(*index) {
+                // Whatever it is that fails, the other interfaces have nothing to do with it.
+                match programs.detach(*index, name, Side::Pod).await {
+                    Ok(()) => info!(interface = %name, "detached"),
+                    Err(error) => warn!(interface = %name, "cannot detach: {error:#}"),
+                }
+            }
+            tables.remove_interface(*index)?;
+            self.slots.leave(*index);
+            self.attached.remove(index);
+        }
+        let changed = first || !left.is_empty();
+        if changed {
+            self.in_use.send_replace(self.slots.in_use());
+            self.claims.retain(&taken);
+        }
+        Ok(changed)
+    }
+
+    /// The interfaces that have a slot.
+    pub fn interfaces(&self) -> impl Iterator<Item = u32> {
+        self.slots.interfaces()
+    }
+
+    async fn read(&mut self, taken: &[Link]) {
+        let unread = std::mem::take(&mut self.unread);
+        for Link {
+            index, name, peer, ..
+        } in taken.iter().filter(|l| unread.contains(&l.index))
+        {
+            let reading = match peer {
+                Some(peer) => self.reader.read(*peer).await,
+                None => continue,
+            };
+            match reading {
+                Ok(reading) => self.claims.read(*index, Some(reading)),
+                Err(error) => {
+                    warn!(interface = %name, "cannot read what is behind it: {error:#}");
+                    self.claims.read(*index, None);
+                }
+            }
+        }
+    }
+
+    fn write_endpoints(&mut self, taken: &[Link], tables: &mut Tables) -> Result<()> {
+        let mtus: BTreeMap<u32, u16> = taken
+            .iter()
+            .map(|link| (link.index, link.mtu.try_into().unwrap_or(u16::MAX)))
+            .collect();
+        let mut wanted = BTreeMap::new();
+        for (address, Holder { interface, mac }) in self.claims.holders() {
+            if let Some(slot) = self.slots.of(*interface) {
+                wanted.insert(
+                    from_ip(*address),
+                    Endpoint {
+                        interface: *interface,
+                        slot,
+                        mac: *mac,
+                        mtu: mtus.get(interface).copied().unwrap_or_default(),
+                    },
+                );
+            }
+        }
+        for (address, endpoint) in &wanted {
+            if self.endpoints.get(address) != Some(endpoint) {
+                tables.put_endpoint(*address, *endpoint)?;
+            }
+        }
+        for address in self
+            .endpoints
+            .keys()
+            .filter(|address| !wanted.contains_key(*address))
+        {
+            tables.remove_endpoint(*address)?;
+        }
+        self.endpoints = wanted;
+        Ok(())
+    }
+
+    /// Reads the tables again, so that what differs from what was written is written again.
+    pub fn audit(&mut self, tables: &mut Tables) -> Result<()> {
+        self.endpoints = tables.endpoints()?;
+        let slots = tables.interfaces()?;
+        for index in self.slots.interfaces() {
+            if slots.get(&index).copied() != self.slots.of(index) {
+                self.attached.remove(&index);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many addresses of pods are known.
+    pub fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// What became of an interface that leads to a pod.
+    pub fn status(&self, index: u32, attach: &str) -> Verdict {
+        match (self.attached.get(&index), self.slots.of(index)) {
+            (Some(Ok(())), Some(slot)) => Verdict::Taken {
+                attach: attach.to_owned(),
+                slot,
+                pod: self.claims.pod(index).map(ToString::to_string),
+                addresses: self.addresses(index),
+            },
+            (Some(Err(error)), _) => Verdict::Failed {
+                error: error.clone(),
+            },
+            _ => Verdict::Left {
+                reason: "not looked at yet".to_owned(),
+            },
+        }
+    }
+
+    fn addresses(&self, index: u32) -> Vec<IpAddr> {
+        let holders = self.claims.holders().iter();
+        holders
+            .filter(|(_, holder)| holder.interface == index)
+            .map(|(address, _)| *address)
+            .collect()
+    }
+}
