@@ -38,7 +38,10 @@ fn every_trace(shape: Shape) -> Result<()> {
     let none = service("none", 11);
     world.program(&web)?;
     world.program(&none)?;
-    let interfaces = || world.sandbox.pods().map(|pod| pod.interface().to_owned());
+    let interfaces = || {
+        let pods = world.sandbox.pods().map(|pod| pod.interface().to_owned());
+        pods.chain(["eth0".to_owned()])
+    };
     let maps = pinned_maps(&world.sandbox.nodes()[0])?;
     let before = attached(&world.sandbox.nodes()[0], interfaces().collect())?;
     ensure!(

@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod connections;
+mod devices;
 mod errors;
 mod flows;
 mod manifests;
@@ -30,6 +31,7 @@ fn main() -> Result<ExitCode> {
     trials.extend(manifests::trials());
     trials.extend(restart::trials());
     trials.extend(cleanup::trials());
+    trials.extend(devices::trials());
     trials.extend(surface::trials());
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }
