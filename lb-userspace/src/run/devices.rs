@@ -65,6 +65,11 @@ impl Devices {
         }
     }
 
+    /// An interface is gone: the next one with its index is another, on which nothing hangs.
+    pub fn gone(&mut self, index: u32) {
+        self.attached.remove(&index);
+    }
+
     /// Lets what failed be tried again, and what another's program kept us from.
     pub fn retry(&mut self) {
         let kept = |outcome: &Outcome| matches!(outcome.xdp, Ok(Xdp::Foreign(_)));

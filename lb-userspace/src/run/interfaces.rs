@@ -62,9 +62,16 @@ impl Interfaces {
 
     /// Takes in a change of the node's interfaces.
     pub fn apply(&mut self, change: LinkChange) {
-        if let LinkChange::Seen(Link { index, .. }) = &change {
-            self.pods.seen(*index);
-            self.devices.seen(*index);
+        match &change {
+            LinkChange::Seen(Link { index, .. }) => {
+                self.pods.seen(*index);
+                self.devices.seen(*index);
+            }
+            LinkChange::Gone(index) => {
+                self.pods.gone(*index);
+                self.devices.gone(*index);
+            }
+            LinkChange::Routes(_) | LinkChange::Listed => {}
         }
         self.links.apply(change);
     }

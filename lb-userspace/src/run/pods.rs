@@ -88,6 +88,11 @@ impl Pods {
         }
     }
 
+    /// An interface is gone: the next one with its index is another, on which nothing hangs.
+    pub fn gone(&mut self, index: u32) {
+        self.attached.remove(&index);
+    }
+
     /// Takes in what the objects say of the node's pods.
     pub fn confirm(&mut self, world: &World) {
         if !world.waiting_for().contains(&Kind::Pod) {
