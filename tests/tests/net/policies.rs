@@ -252,7 +252,7 @@ fn health_checks() -> Result<()> {
             for address in node.addresses().each() {
                 let at = SocketAddr::new(address, CHECK);
                 until(&format!("{at} says {code:?}"), || {
-                    let answer = surface::get(world.sandbox.outside(), at, "/").ok();
+                    let answer = lb_tests::sandbox::get(world.sandbox.outside(), at, "/").ok();
                     let found = answer.map(|answer| answer.status().as_u16());
                     Ok((found == code).then_some(()))
                 })?;
