@@ -11,7 +11,7 @@ use libtest_mimic::Trial;
 use crate::{
     each,
     outside::{Offer, Outside, Via, combinations, ensure_refused, ensure_silent},
-    surface, trial,
+    trial,
     world::{PORT, Shape, Shared, World},
 };
 

@@ -389,7 +389,7 @@ fn stale() -> Result<()> {
             world.program(&moved)?;
             until("the socket is told", || match send(client, &socket) {
                 Ok(_) => Ok(None),
-                Err(error) if error == ErrorKind::ConnectionAborted => Ok(Some(())),
+                Err(ErrorKind::ConnectionAborted) => Ok(Some(())),
                 Err(error) => Err(anyhow::anyhow!("an error of another kind: {error}")),
             })?;
             let reply: Reply = client.run(async move { bystander.ask().await })?;
