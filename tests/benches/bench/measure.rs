@@ -119,7 +119,7 @@ impl fmt::Display for Table {
             Unit::PerSecond => ("per second", 0),
         };
         let mut text = Text::new();
-        text.load_preset(NOTHING);
+        text.load_style(NOTHING);
         let spread = format!(
             "10–90 % of {}",
             lines.first().map_or(0, |line| line.samples)
