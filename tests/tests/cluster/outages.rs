@@ -150,11 +150,18 @@ fn missing_verb(cluster: &mut Cluster) -> Result<()> {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRole",
         "metadata": { "name": "lb" },
-        "rules": [{
-            "apiGroups": [""],
-            "resources": ["nodes", "pods", "services"],
-            "verbs": ["list", "watch"],
-        }],
+        "rules": [
+            {
+                "apiGroups": [""],
+                "resources": ["nodes", "pods", "services"],
+                "verbs": ["list", "watch"],
+            },
+            {
+                "apiGroups": ["networking.k8s.io"],
+                "resources": ["servicecidrs"],
+                "verbs": ["list", "watch"],
+            },
+        ],
     });
     cluster.admin.apply(&role.to_string())?;
     let outcome = without_verb(cluster);
