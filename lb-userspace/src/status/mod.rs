@@ -562,12 +562,13 @@ mod tests {
     #[test]
     fn status_reads_well() {
         let expected = "\
-agent    running as pid 7, version 0.1.0, up 1h 2m
-node     node-a
-source   manifests in m
-synced   Service, Node
-awaited  EndpointSlice
-tables   /sys/fs/bpf/lb/v1
+agent      running as pid 7, version 0.1.0, up 1h 2m
+node       node-a
+source     manifests in m
+synced     Service, Node
+awaited    EndpointSlice
+socket-lb  host
+tables     /sys/fs/bpf/lb/v1
 
 INTERFACE  INDEX  STATE                                                  POD             ADDRESSES
 veth0      3      taken: tcx, slot 1                                     default/client  10.0.0.9
