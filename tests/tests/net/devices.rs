@@ -1,6 +1,11 @@
 //! The interfaces that lead out of a node: found, followed, attached and left.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::mpsc, thread};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+    sync::mpsc,
+    thread,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -11,10 +16,12 @@ use futures::TryStreamExt as _;
 use lb_tests::sandbox::{Agent, Node, Topology, until};
 use lb_userspace::{
     kernel::OBJECT,
+    render::{Dump, Target},
     status::{Interface, Status, Verdict},
 };
 use libtest_mimic::Trial;
 use netlink_packet_route::{
+    address::AddressAttribute,
     link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
     route::RouteMessage,
 };
@@ -35,6 +42,10 @@ pub fn trials() -> Vec<Trial> {
         trial("uplinks and tunnels are found", uplinks_and_tunnels),
         trial("uplinks are told by name where a pattern says so", by_name),
         trial("uplinks come, change and go", come_and_go),
+        trial(
+            "addresses of the node and where NodePorts are",
+            node_addresses,
+        ),
         trial("an uplink without Ethernet", without_ethernet),
         trial("an XDP program of somebody else on an uplink", foreign_xdp),
         trial("cleanup removes XDP", cleanup_of_xdp),
@@ -283,6 +294,75 @@ fn come_and_go() -> Result<()> {
     })?;
     ensure!(device(&status, UPLINK).is_some(), "{status}");
     Ok(())
+}
+
+/// The tables say of every address of the node whether NodePorts are served there.
+fn node_addresses() -> Result<()> {
+    let flags = ["--nodeport-addresses", "localhost,172.18.0.0/16"];
+    let world = world(Topology::PointToPoint, &flags)?;
+    let node = node(&world);
+    let own = node.addresses();
+    let serving = [
+        own.v4.into(),
+        [127, 0, 0, 1].into(),
+        Ipv6Addr::LOCALHOST.into(),
+    ];
+    let others: [IpAddr; 2] = [[10, 244, 1, 1].into(), own.v6.into()];
+    let says = |address: IpAddr, expected: Option<bool>| {
+        let what = format!("{address} has NodePorts: {expected:?}");
+        until(&what, || {
+            let found = node_ports(node, address)?;
+            Ok((found == expected).then_some(()))
+        })
+    };
+    for address in serving {
+        says(address, Some(true))?;
+    }
+    for address in others {
+        says(address, Some(false))?;
+    }
+
+    let new: [IpAddr; 2] = [[172, 18, 0, 99].into(), [10, 9, 9, 9].into()];
+    on(node, async move |handle| {
+        let index = index(&handle, UPLINK).await?;
+        for address in new {
+            handle.address().add(index, address, 32).execute().await?;
+        }
+        Ok(())
+    })?;
+    says(new[0], Some(true))?;
+    says(new[1], Some(false))?;
+    on(node, async move |handle| {
+        let index = index(&handle, UPLINK).await?;
+        let addresses = handle.address().get().set_link_index_filter(index);
+        let addresses: Vec<_> = addresses.execute().try_collect().await?;
+        for message in addresses {
+            let is_new = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Local(address) if new.contains(address));
+            if message.attributes.iter().any(is_new) {
+                handle.address().del(message).execute().await?;
+            }
+        }
+        Ok(())
+    })?;
+    says(new[0], None)?;
+    says(new[1], None)
+}
+
+/// Whether the tables say that NodePorts are served on an address of the node; none where they do
+/// not know it for one.
+fn node_ports(node: &Node, address: IpAddr) -> Result<Option<bool>> {
+    let output = node.lb(&["dump", "-o", "json"])?;
+    let dump: Dump = serde_json::from_slice(&output.stdout).context("read `lb dump`")?;
+    let whole = match address {
+        IpAddr::V4(address) => format!("{address}:*"),
+        IpAddr::V6(address) => format!("[{address}]:*"),
+    };
+    let mut frontends = dump.frontends.into_iter();
+    let target = frontends.find(|found| found.frontend == whole);
+    Ok(target.and_then(|found| match found.target {
+        Target::NodeAddress { node_ports } => Some(node_ports),
+        Target::Refused | Target::Service { .. } => None,
+    }))
 }
 
 /// A device whose packets begin with the IP header.
