@@ -29,6 +29,8 @@ const SET_PROTOCOL: u16 = 1;
 const SET_NAME: u16 = 2;
 /// The oldest protocol of ipset that kernels still speak.
 const SET_VERSION: u8 = 6;
+/// Bytes of a set's name at most, to which kube-proxy cuts its own.
+const LONGEST_SET: usize = 31;
 /// `IPSET_ERR_BUSY`.
 const IN_USE: i32 = 4100;
 
@@ -162,14 +164,15 @@ pub fn destroy_sets(cleaned: &mut Cleaned) {
     };
     for set in SETS {
         for prefix in ["KUBE-", "KUBE-6-"] {
-            let name = format!("{prefix}{set}");
+            let mut name = format!("{prefix}{set}");
+            name.truncate(LONGEST_SET);
             let attributes = [
                 attribute(SET_PROTOCOL, &[SET_VERSION]),
                 text_attribute(SET_NAME, &name),
             ];
             let destroy = message(IPSET, DESTROY_SET, IPV4, &attributes);
-            match netlink.request(&destroy) {
-                Ok(_) => cleaned.removed.push(format!("the set {name}")),
+            match netlink.remove(&destroy) {
+                Ok(()) => cleaned.removed.push(format!("the set {name}")),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if error.raw_os_error() == Some(IN_USE) => {
                     cleaned.kept.push(format!("the set {name}"));

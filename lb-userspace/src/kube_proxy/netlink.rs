@@ -4,8 +4,8 @@ use std::{io, iter};
 
 use anyhow::{Context as _, Result};
 use netlink_packet_core::{
-    DefaultNla, Emitable as _, ErrorBuffer, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NetlinkBuffer, NlasIterator,
+    DefaultNla, Emitable as _, ErrorBuffer, NLM_F_ACK, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST,
+    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlasIterator,
 };
 use netlink_sys::{Socket, SocketAddr};
 
@@ -64,6 +64,17 @@ impl Netlink {
         let bytes = self.numbered(message, NLM_F_ACK);
         self.socket.send(&bytes, 0)?;
         self.answers()
+    }
+
+    /// Removes a thing that must be there.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel; one where there is no such thing.
+    pub fn remove(&mut self, message: &Message) -> io::Result<()> {
+        let bytes = self.numbered(message, NLM_F_ACK | NLM_F_EXCL);
+        self.socket.send(&bytes, 0)?;
+        self.answers().map(drop)
     }
 
     /// Sends a message between two that need no answer.
