@@ -57,7 +57,8 @@ impl Diag {
         Ok(found)
     }
 
-    /// Disconnects a socket, whose owner gets ECONNABORTED; says whether it still was there.
+    /// Disconnects a socket, whose owner gets ECONNABORTED where it waits and EDESTADDRREQ where it
+    /// sends; says whether it still was there.
     pub fn end(&mut self, socket: &Connected) -> Result<bool> {
         let request = SockDiagMessage::InetRequest(udp(socket.family, socket.id.clone()));
         let request = SockDiagDestroy::new(request);

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     thread,
@@ -18,7 +17,7 @@ use lb_tests::sandbox::{
     cluster_ip, public_ip, until,
 };
 use libtest_mimic::Trial;
-use nix::sys::signal::Signal;
+use nix::{errno::Errno, sys::signal::Signal};
 use tokio::{net::UdpSocket, time::timeout};
 
 use crate::{
@@ -389,7 +388,7 @@ fn stale() -> Result<()> {
             world.program(&moved)?;
             until("the socket is told", || match send(client, &socket) {
                 Ok(_) => Ok(None),
-                Err(ErrorKind::ConnectionAborted) => Ok(Some(())),
+                Err(error) if TOLD.contains(&error) => Ok(Some(())),
                 Err(error) => Err(anyhow::anyhow!("an error of another kind: {error}")),
             })?;
             let reply: Reply = client.run(async move { bystander.ask().await })?;
@@ -408,15 +407,18 @@ async fn connected(to: SocketAddr) -> Result<UdpSocket, Failure> {
     Ok(socket)
 }
 
+/// What the owner of a socket gets that we end: where it waits, and where it sends.
+const TOLD: [Errno; 2] = [Errno::ECONNABORTED, Errno::EDESTADDRREQ];
+
 /// Asks over a connected socket.
-fn send(client: Client<'_>, socket: &Arc<UdpSocket>) -> Result<String, ErrorKind> {
+fn send(client: Client<'_>, socket: &Arc<UdpSocket>) -> Result<String, Errno> {
     let socket = socket.clone();
     client.run(async move {
-        let kind = |error: std::io::Error| error.kind();
+        let kind = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
         socket.send(b"who\n").await.map_err(kind)?;
         let mut datagram = [0; 256];
         let answer = timeout(PATIENCE, socket.recv(&mut datagram)).await;
-        let size = answer.map_err(|_| ErrorKind::TimedOut)?.map_err(kind)?;
+        let size = answer.map_err(|_| Errno::ETIMEDOUT)?.map_err(kind)?;
         let text = String::from_utf8_lossy(&datagram[..size]).into_owned();
         Ok(text
             .split_whitespace()
