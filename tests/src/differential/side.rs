@@ -15,9 +15,11 @@ use super::{
     generate::{SERVERS, TARGETS},
     outcome::{Effort, Outcome, ask},
     probe::{NodeAddresses, Probe, To, Who},
-    world::{Place, Round, Servers, World},
+    world::{Place, Round, Servers, World, public_networks},
 };
-use crate::sandbox::{Client, Family, Namespace, Node, Protocol, Sandbox, outside_client};
+use crate::sandbox::{
+    Client, Family, Namespace, Node, Protocol, Sandbox, outside_client, service_networks,
+};
 
 /// How many probes run at once: more, and a busy machine lets some time out.
 const AT_ONCE: usize = 48;
@@ -56,6 +58,8 @@ impl Side {
             other: sandbox.nodes()[1].addresses(),
         };
         sandbox.route_outside(nodes.spare.each().map(IpNet::from), own)?;
+        sandbox.route_outside(service_networks(), own)?;
+        sandbox.route_outside(public_networks(), own)?;
         let side = Self { sandbox, nodes };
         side.serve()?;
         Ok(side)
@@ -83,15 +87,6 @@ impl Side {
             },
         };
         SERVERS.map(|name| (name.to_owned(), place(name))).into()
-    }
-
-    /// Brings what is for a round's services to the node under test.
-    pub fn route(&self, world: &World, round: Round) -> Result<()> {
-        for addresses in world.addresses(round) {
-            let networks = addresses.each().map(IpNet::from);
-            self.sandbox.route_outside(networks, self.node())?;
-        }
-        Ok(())
     }
 
     /// Whether the marker of a round is served in both families.

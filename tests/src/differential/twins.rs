@@ -90,9 +90,6 @@ impl Twins {
     /// Makes a world the one that both sides serve, under addresses that no earlier one had.
     pub fn enact(&mut self, world: &World) -> Result<()> {
         self.round = self.round.next();
-        for side in [&self.ours, &self.rival] {
-            side.route(world, self.round)?;
-        }
         let all = || ListParams::default().labels(LABEL);
         self.admin.delete_all::<Service>("default", all())?;
         self.admin.delete_all::<EndpointSlice>("default", all())?;

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 
 use crate::sandbox::{Family, Pair, Protocol};
@@ -155,19 +155,6 @@ impl World {
             );
         }
         objects
-    }
-
-    /// The addresses that clients outside are to reach through a node.
-    pub fn addresses(&self, round: Round) -> Vec<Pair> {
-        let of = |number: u8| {
-            [
-                round.cluster_ip(number),
-                round.load_balancer_ip(number),
-                round.external_ip(number),
-            ]
-        };
-        let services = self.services.keys().copied().flat_map(of);
-        services.chain([round.unallocated()]).collect()
     }
 }
 
@@ -341,6 +328,16 @@ impl Endpoint {
         }
         object
     }
+}
+
+/// The networks that load balancers and external IPs are from.
+pub fn public_networks() -> [IpNet; 2] {
+    let v4 = Ipv4Addr::new(203, 0, 0, 0);
+    let v6 = Ipv6Addr::new(0xfd00, 0x203, 0, 0, 0, 0, 0, 0);
+    [
+        IpNet::V4(Ipv4Net::new_assert(v4, 16)),
+        IpNet::V6(Ipv6Net::new_assert(v6, 112)),
+    ]
 }
 
 /// The name of the Service with this number.
