@@ -47,6 +47,11 @@ impl Address {
 /// The address of nothing, and any IPv6 address of this node.
 pub const UNSPECIFIED: Address = Address { bytes: [0; 16] };
 
+/// The IPv6 address of this machine to itself.
+pub const LOOPBACK_V6: Address = Address {
+    bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+};
+
 /// Any IPv4 address of this node.
 pub const ANY_V4: Address = map_v4([0; 4]);
 

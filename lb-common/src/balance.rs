@@ -1,7 +1,7 @@
 //! Opening a flow: finding the service behind its destination, and a backend for it.
 
 use crate::{
-    address::{Address, HAIRPIN_V4, HAIRPIN_V6, UNSPECIFIED, is_v4},
+    address::{Address, HAIRPIN_V4, HAIRPIN_V6, LOOPBACK_V6, UNSPECIFIED, is_v4, unmap_v4},
     affinity::{self, Rows},
     conntrack::{Recorded, record},
     flow::{Direction, Flow, Tuple, Way},
@@ -116,6 +116,21 @@ pub fn is_own<T: Tables>(tables: &T, address: &Address) -> bool {
     )
 }
 
+/// Whether a packet from outside cannot come from this source: it is this node, one of its pods, or
+/// nobody on any wire (RFC 1122, 3.2.1.3; RFC 4291, 2.5 and 2.7). What passes the stack it would
+/// drop itself.
+#[inline(never)]
+fn is_lie<T: Tables>(tables: &T, source: &Address) -> bool {
+    let [first, ..] = source.bytes;
+    let [v4, ..] = unmap_v4(source);
+    let nobody = if is_v4(source) {
+        v4 == 0 || v4 == 127 || v4 >= 224
+    } else {
+        *source == UNSPECIFIED || *source == LOOPBACK_V6 || first == 0xff
+    };
+    nobody || tables.endpoint(source).is_some() || is_own(tables, source)
+}
+
 /// The list that new connections to a frontend choose from; `inside`: they come from this node. An
 /// error is the reason why there is none: to drop where other nodes have endpoints
 /// ([`Reason::NoLocalEndpoints`]), else to refuse (`CategorizeEndpoints` and the no-endpoint
@@ -173,7 +188,7 @@ pub fn open<P: Packet, T: Tables>(
     } = &scratch.key.tuple;
     match target(tables, destination, *destination_port, scratch.key.protocol) {
         Some(target) if !matches!(target, Target::NodeAddress { .. }) => {
-            if client.side == Side::Outside && is_own(tables, &scratch.key.tuple.source) {
+            if client.side == Side::Outside && is_lie(tables, &scratch.key.tuple.source) {
                 return Opened::Dropped(Reason::SpoofedSource);
             }
             match target {

@@ -342,6 +342,9 @@ fn way_out<F: Family, P: Packet>(
     } else {
         packet.length() - P::NETWORK as u32
     };
+    if crosses(flow, direction) && F::hop_limit(packet).is_none_or(|limit| limit <= 1) {
+        return Some(scratch.answer_with(Reason::HopLimit, Answer::time_exceeded::<F>()));
+    }
     if flow.way == Way::Pod as u8 {
         let mtu = u32::from(flow.mtu);
         return (mtu != 0 && length > mtu)
@@ -349,9 +352,6 @@ fn way_out<F: Family, P: Packet>(
     }
     if enters(flow, direction) {
         return None;
-    }
-    if flow.way == Way::Forward as u8 && F::hop_limit(packet).is_none_or(|limit| limit <= 1) {
-        return Some(scratch.answer_with(Reason::HopLimit, Answer::time_exceeded::<F>()));
     }
     match packet.route(to, headers.protocol, length) {
         Route::Out(hop) => {
@@ -411,14 +411,26 @@ fn deliver<F: Family, P: Packet>(
     if !flow.acts(direction) {
         return Step::Pass;
     }
+    if crosses(flow, direction) && F::count_hop(packet).is_none() {
+        return scratch.drop_for(Reason::Malformed);
+    }
     let delivered = if flow.way == Way::Pod as u8 {
         to_local_pod(packet, scratch, direction)
     } else if enters(flow, direction) {
         Some(to_the_node(packet, scratch, direction))
     } else {
-        to_next_hop::<F, P>(packet, scratch, direction)
+        to_next_hop(packet, scratch, direction)
     };
     delivered.unwrap_or_else(|| scratch.drop_for(Reason::Malformed))
+}
+
+/// Whether the node is a router to the packet: it goes on between what is outside and a pod, or from
+/// outside to outside.
+#[inline(always)]
+fn crosses(flow: &Flow, direction: Direction) -> bool {
+    flow.way == Way::Forward as u8
+        || flow.way == Way::Pod as u8 && direction == Direction::FromWire
+        || flow.way == Way::Neighbour as u8 && direction == Direction::FromPod
 }
 
 /// Whether a packet goes on into an interface, to the node itself.
@@ -474,14 +486,11 @@ fn to_local_pod<P: Packet>(
 
 /// Sends a packet on to `scratch.hop`.
 #[inline(always)]
-fn to_next_hop<F: Family, P: Packet>(
+fn to_next_hop<P: Packet>(
     packet: &mut P,
     scratch: &mut Scratch,
     direction: Direction,
 ) -> Option<Step> {
-    if scratch.flow.way == Way::Forward as u8 {
-        F::count_hop(packet)?;
-    }
     // A reply of a pod is yet to be translated where it leaves.
     if direction != Direction::FromPod {
         packet.set_mark(MARK_DELIVER);

@@ -258,9 +258,10 @@ fn what_goes_out_as_decided_is_not_looked_at_again() {
 
 #[test]
 fn a_packet_that_was_forwarded_too_often_is_answered() {
-    for map in maps() {
+    for (number, map) in maps().into_iter().chain(maps()).enumerate() {
         let mut gateway = Gateway::new(&map);
-        gateway.serve(&map, UDP, &[map.remote]);
+        let backend = if number < 2 { map.local } else { map.remote };
+        gateway.serve(&map, UDP, &[backend]);
         let packet = with_hop_limit(&wire::udp(map.outside, map.node_port, b""), 1);
         let (verdict, sent) = gateway.enters(UPLINK, &packet);
         assert_eq!(
@@ -314,11 +315,16 @@ fn a_source_of_this_node_from_outside_is_a_lie() {
     for map in maps() {
         let mut gateway = Gateway::new(&map);
         gateway.serve(&map, TCP, &[map.local, map.remote]);
-        let liar = SocketAddr::new(map.tunnel, 40000);
-        for to in [map.node_port, map.cluster_ip] {
-            let (verdict, _) = gateway.enters(UPLINK, &wire::tcp(liar, to, SYN));
-            assert_eq!(verdict, Verdict::Drop(Reason::SpoofedSource));
+        let loopback: [IpAddr; 2] = [[127, 0, 0, 9].into(), std::net::Ipv6Addr::LOCALHOST.into()];
+        let loopback = loopback[usize::from(map.uplink.is_ipv6())];
+        for source in [map.tunnel, map.local.ip(), loopback] {
+            for to in [map.node_port, map.cluster_ip] {
+                let packet = wire::tcp(SocketAddr::new(source, 40000), to, SYN);
+                let (verdict, _) = gateway.enters(UPLINK, &packet);
+                assert_eq!(verdict, Verdict::Drop(Reason::SpoofedSource), "{source}");
+            }
         }
+        let liar = SocketAddr::new(map.tunnel, 40000);
         let (verdict, _) = gateway.enters(UPLINK, &wire::udp(liar, map.local, b"?"));
         let expected = match map.uplink {
             IpAddr::V4(_) => Verdict::Pass,
