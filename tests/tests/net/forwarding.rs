@@ -13,7 +13,8 @@ use etherparse::{
 };
 use futures::future::join_all;
 use lb_tests::sandbox::{
-    Client, Conversation, Endpoint, Failure, Family, Namespace, Protocol, Reply, outside_client,
+    Client, Conversation, Endpoint, Failure, Family, Namespace, Protocol, Reply, Topology,
+    outside_client,
 };
 use libtest_mimic::Trial;
 use nix::sys::socket::{
@@ -26,8 +27,7 @@ use crate::{
     each,
     errors::provoke,
     outside::{Offer, Outside, Via, belongs_to, once},
-    trial,
-    world::{Shape, Shared, World},
+    world::Shared,
 };
 
 /// A datagram that takes several packets on any link.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::address::{HAIRPIN_V4, HAIRPIN_V6, to_ip};
-use lb_tests::sandbox::{Family, Protocol, public_ip};
+use lb_tests::sandbox::{Family, Protocol, Topology, public_ip};
 use libtest_mimic::Trial;
 
 use crate::{
