@@ -43,6 +43,10 @@ pub const MEANT: &[Meant] = &[
         accepts: hairpin_is_reserved,
     },
     Meant {
+        name: "A process of the node that reaches its own node keeps the address it would have.",
+        accepts: node_is_kept,
+    },
+    Meant {
         name: "A process of the node whose datagram is refused or dropped is not told EPERM.",
         accepts: datagram_is_not_forbidden,
     },
@@ -93,6 +97,15 @@ fn hairpin_is_reserved(context: &Context<'_>, ours: &Seen, rival: &Seen) -> bool
             .is_some_and(|(server, source)| server.starts_with("here-1:") && source == reserved)
 }
 
+/// nftables masquerades with the first address of the device that leads there, the loopback one.
+fn node_is_kept(context: &Context<'_>, ours: &Seen, rival: &Seen) -> bool {
+    let own = context.nodes.own.get(context.probe.family);
+    context.probe.who == Who::Host
+        && context
+            .masquerade(ours, rival)
+            .is_some_and(|(server, source)| server.starts_with("host-1:") && source == own)
+}
+
 /// nftables ends a datagram in the call that sends it, and so does not say whether it was refused or
 /// dropped.
 fn datagram_is_not_forbidden(context: &Context<'_>, ours: &Seen, rival: &Seen) -> bool {
@@ -119,5 +132,27 @@ impl Context<'_> {
         let family = self.probe.family;
         let own = [nodes.own.get(family), nodes.spare.get(family), *gateway];
         (server == same && own.contains(masqueraded)).then_some((server, *source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How the parity page names the proof of a difference that is in the table here.
+    const PROOF: &str = "`cluster: random worlds look as with kube-proxy`";
+
+    #[test]
+    fn the_parity_page_lists_what_is_meant_here() -> anyhow::Result<()> {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kube-proxy-parity.md");
+        let page = std::fs::read_to_string(page)?;
+        let listed: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with(char::is_numeric) && line.contains(PROOF))
+            .filter_map(|line| line.split("**").nth(1))
+            .collect();
+        let meant: Vec<&str> = MEANT.iter().map(|meant| meant.name).collect();
+        assert_eq!(listed, meant);
+        Ok(())
     }
 }

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 pub use self::meant::{MEANT, Meant};
 use self::{
@@ -93,14 +93,17 @@ pub fn run(binaries: Binaries, options: &Options) -> Result<Vec<String>> {
 
 fn compare_all(twins: &mut Twins, options: &Options, reports: &mut Vec<String>) -> Result<()> {
     let seeds = (options.seed..).take(usize::try_from(options.worlds)?);
+    let mut any_answered = false;
     for (index, seed) in seeds.enumerate() {
         let started = Instant::now();
         let world = generate::world(seed);
         twins.enact(&world)?;
         let probes = probe::all(&world);
-        let differences = compare(twins, &world, &probes);
+        let (differences, answered) = compare(twins, &world, &probes);
+        any_answered |= answered > 0;
         eprintln!(
-            "world {} of {} (seed {seed}): {} services, {} probes, {} differences, {:.1} s",
+            "world {} of {} (seed {seed}): {} services, {} probes, {answered} of them answered, \
+             {} differences, {:.1} s",
             index + 1,
             options.worlds,
             world.services.len(),
@@ -120,11 +123,15 @@ fn compare_all(twins: &mut Twins, options: &Options, reports: &mut Vec<String>) 
             reports.push(report);
         }
     }
+    // Two sides on which nothing works are alike as well.
+    ensure!(any_answered, "kube-proxy answered to no probe of any world");
     Ok(())
 }
 
-/// The probes that show differences however often they are repeated.
-fn compare(twins: &Twins, world: &World, probes: &[Probe]) -> Vec<Difference> {
+/// The probes that show differences however often they are repeated, and how many kube-proxy
+/// answered to.
+fn compare(twins: &Twins, world: &World, probes: &[Probe]) -> (Vec<Difference>, usize) {
+    let mut answered = 0;
     let mut found: Vec<Difference> = Vec::new();
     let mut probes = probes.to_vec();
     for effort in [FIRST].into_iter().chain(AGAIN) {
@@ -132,6 +139,7 @@ fn compare(twins: &Twins, world: &World, probes: &[Probe]) -> Vec<Difference> {
         let earlier = std::mem::take(&mut found);
         for ((&probe, ours), rival) in probes.iter().zip(ours).zip(rival) {
             let mut difference = Difference { probe, ours, rival };
+            answered += usize::from(earlier.is_empty() && difference.rival.is_answer());
             // What was seen once does not go away; only with affinity is it settled again by what
             // was asked in between.
             let before = earlier.iter().find(|before| before.probe == probe);
@@ -149,7 +157,7 @@ fn compare(twins: &Twins, world: &World, probes: &[Probe]) -> Vec<Difference> {
             break;
         }
     }
-    found
+    (found, answered)
 }
 
 /// As many attempts as the number of servers asks for.
@@ -216,7 +224,7 @@ fn shrink(twins: &mut Twins, world: World, probe: Probe, limit: Duration) -> Res
             }
             tried += 1;
             twins.enact(&candidate)?;
-            if !compare(twins, &candidate, &[probe]).is_empty() {
+            if !compare(twins, &candidate, &[probe]).0.is_empty() {
                 eprintln!("a smaller world shows it too ({tried} tried)");
                 smallest = candidate;
                 continue 'smaller;

@@ -51,6 +51,14 @@ impl From<Result<Reply, Failure>> for Seen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome(pub BTreeSet<Seen>);
 
+impl Outcome {
+    /// Whether a server answered to some attempt.
+    pub fn is_answer(&self) -> bool {
+        let mut seen = self.0.iter();
+        seen.any(|seen| matches!(seen, Seen::Answer { .. }))
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let texts = self.0.iter().map(|seen| match seen {

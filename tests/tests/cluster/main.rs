@@ -3,6 +3,7 @@
 
 mod clients;
 mod cluster;
+mod differential;
 mod harness;
 mod objects;
 mod outages;
@@ -45,6 +46,7 @@ fn main() -> Result<ExitCode> {
     let trials = tests
         .into_iter()
         .map(|test| trial(test, Arc::clone(&shared)))
+        .chain([differential::trial()])
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
