@@ -25,7 +25,7 @@ pub use self::{
     load::{OBJECT, Programs, load},
     pins::Pins,
     pod_cgroup::pod_cgroup,
-    sockets::namespace_cookie,
+    sockets::{REFUSES, can_refuse, namespace_cookie},
     stale::StaleSockets,
     sweep::{FlowCounts, Swept, owners, sweep},
     tables::Tables,

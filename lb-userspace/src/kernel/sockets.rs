@@ -36,10 +36,10 @@ const TRANSLATE_POD: [&str; 4] = [
 ];
 
 /// The global of the programs that says whether they can make calls fail.
-pub(super) const REFUSES: &str = "REFUSES";
+pub const REFUSES: &str = "REFUSES";
 
 /// Whether the kernel lets the programs make a call fail with an error of their choice (6.1).
-pub(super) fn can_refuse() -> bool {
+pub fn can_refuse() -> bool {
     let set_retval = BpfHelper::BPF_FUNC_set_retval;
     is_helper_supported(ProgramType::CgroupSockAddr, set_retval).unwrap_or(false)
 }

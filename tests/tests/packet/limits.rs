@@ -8,7 +8,7 @@ use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     programs::{Program, ProgramError},
 };
-use lb_userspace::kernel::OBJECT;
+use lb_userspace::kernel::{OBJECT, REFUSES, can_refuse};
 use libtest_mimic::Completion;
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
@@ -154,6 +154,7 @@ fn verified(name: &str) -> Result<u32> {
 fn object() -> Result<Ebpf> {
     EbpfLoader::new()
         .override_global(aya_log::LEVEL, &0u8, false)
+        .override_global(REFUSES, &u8::from(can_refuse()), true)
         .verifier_log_level(VerifierLogLevel::STATS)
         .load(OBJECT)
         .context("load the tables")

@@ -70,6 +70,23 @@ const CLSACT: Job = Job {
     args: &["--test-threads=2", "backends ptp 1-node clsact"],
 };
 
+const OUTSIDE: Job = Job {
+    name: "outside",
+    what: "connections from outside to NodePorts",
+    program: NET,
+    args: &[
+        "--test-threads=2",
+        "outside to the NodePort of every node ptp 2-node clsact",
+    ],
+};
+
+const HOST: Job = Job {
+    name: "host",
+    what: "host processes, at their sockets",
+    program: NET,
+    args: &["--test-threads=2", "a host process reaches"],
+};
+
 const ATTACHING_TCX: Job = Job {
     name: "attaching-tcx",
     what: "attaching by tcx",
@@ -86,7 +103,7 @@ const TCX: Job = Job {
 
 /// The jobs for a kernel.
 pub fn of(kernel: Kernel) -> Vec<Job> {
-    let mut jobs = vec![LIMITS, KERNEL, CLSACT];
+    let mut jobs = vec![LIMITS, KERNEL, CLSACT, OUTSIDE, HOST];
     match kernel {
         // Its BPF_PROG_TEST_RUN does not take the interface that a packet came by.
         Kernel::Bullseye => {}

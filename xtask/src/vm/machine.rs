@@ -77,7 +77,7 @@ impl Machine<'_> {
     /// The kernel's command line; what it does not know becomes the first process's environment.
     fn parameters(&self) -> String {
         let mut parameters = "console=ttyS0 quiet panic=-1 rdinit=/init".to_owned();
-        parameters.push_str(" PATH=/usr/sbin:/usr/bin LB=/usr/bin/lb LB_TESTS_SLOWER=10");
+        parameters.push_str(" PATH=/usr/sbin:/usr/bin LB=/usr/bin/lb LB_TESTS_SLOWER=30");
         if self.update {
             parameters.push_str(" UPDATE=1");
         }
