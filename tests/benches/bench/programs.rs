@@ -8,6 +8,7 @@ use aya::{
     maps::{Array, HashMap},
     programs::{Program, TestRunOptions},
 };
+use futures::{StreamExt as _, TryStreamExt as _};
 use lb_userspace::kernel::OBJECT;
 use nix::{
     sched::{CloneFlags, unshare},
@@ -153,7 +154,9 @@ pub fn enter_namespace(own: IpAddr, neighbour: IpAddr) -> Result<()> {
         let mut pair: LinkMessage = LinkVeth::new("wire", "beyond").build();
         pair.header.index = INTERFACE;
         netlink.link().add(pair).execute().await?;
-        for index in [INTERFACE, INTERFACE + 1] {
+        let named = netlink.link().get().match_name("beyond").execute();
+        let beyond = named.boxed().try_next().await?.context("no peer")?;
+        for index in [INTERFACE, beyond.header.index] {
             let up = LinkUnspec::new_with_index(index).up().build();
             netlink.link().set(up).execute().await?;
         }
