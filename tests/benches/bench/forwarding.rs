@@ -1,5 +1,7 @@
-//! Connections through a sandbox: connect, one request and its response, close. Through a service
-//! against the same server dialled directly.
+//! Connections through a sandbox: connect, one request and its response, and a reset, after which
+//! neither side keeps the ports: a server that has closed a connection refuses what comes from the
+//! same port within a minute, if its timestamp is older (RFC 7323, 5), and random ports meet again
+//! soon. Through a service against the same server dialled directly.
 
 use std::{
     net::SocketAddr,
@@ -118,7 +120,7 @@ fn to<'a>(client: Client<'a>, name: &str, to: SocketAddr) -> Contender<'a> {
                         while started.elapsed() < SAMPLE {
                             let conversation =
                                 Conversation::open_at(from, Protocol::Tcp, to).await?;
-                            conversation.part().await?;
+                            conversation.abort().await?;
                             made.fetch_add(1, Ordering::Relaxed);
                         }
                         anyhow::Ok(())
