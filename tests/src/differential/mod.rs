@@ -140,12 +140,12 @@ fn compare(twins: &Twins, world: &World, probes: &[Probe]) -> (Vec<Difference>, 
         for ((&probe, ours), rival) in probes.iter().zip(ours).zip(rival) {
             let mut difference = Difference { probe, ours, rival };
             answered += usize::from(earlier.is_empty() && difference.rival.is_answer());
-            // What was seen once does not go away; only with affinity is it settled again by what
-            // was asked in between.
+            // A server that answered once is one that answers, but for affinity, which what was
+            // asked in between settles again. A datagram may get lost once.
             let before = earlier.iter().find(|before| before.probe == probe);
             if let Some(before) = before.filter(|_| !has_affinity(&probe, world)) {
-                difference.ours.0.extend(before.ours.0.iter().cloned());
-                difference.rival.0.extend(before.rival.0.iter().cloned());
+                difference.ours.add_answers(&before.ours);
+                difference.rival.add_answers(&before.rival);
             }
             if !difference.is_meant(twins, world) {
                 found.push(difference);
@@ -160,12 +160,12 @@ fn compare(twins: &Twins, world: &World, probes: &[Probe]) -> (Vec<Difference>, 
     (found, answered)
 }
 
-/// As many attempts as the number of servers asks for.
+/// As many attempts as the number of backends asks for.
 fn scaled(probe: &Probe, world: &World, effort: Effort) -> Effort {
-    let servers = probe
+    let backends = probe
         .service(world)
-        .map_or(0, |service| service.servers(probe.family).len());
-    let tries = match servers {
+        .map_or(0, |service| service.backends(probe.family));
+    let tries = match backends {
         0 | 1 => 2,
         2.. => effort.tries,
     };

@@ -51,11 +51,22 @@ impl From<Result<Reply, Failure>> for Seen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome(pub BTreeSet<Seen>);
 
+impl Seen {
+    fn is_answer(&self) -> bool {
+        matches!(self, Self::Answer { .. })
+    }
+}
+
 impl Outcome {
     /// Whether a server answered to some attempt.
     pub fn is_answer(&self) -> bool {
-        let mut seen = self.0.iter();
-        seen.any(|seen| matches!(seen, Seen::Answer { .. }))
+        self.0.iter().any(Seen::is_answer)
+    }
+
+    /// Adds the answers to earlier attempts.
+    pub fn add_answers(&mut self, earlier: &Self) {
+        let answers = earlier.0.iter().filter(|seen| seen.is_answer());
+        self.0.extend(answers.cloned());
     }
 }
 

@@ -168,13 +168,16 @@ impl Service {
         }
     }
 
-    /// The names of the servers that it has in one family, in whatever condition.
-    pub fn servers(&self, family: Family) -> BTreeSet<&'static str> {
+    /// How many backends it has in one family, in whatever condition.
+    pub fn backends(&self, family: Family) -> usize {
         let slices = self.slices.iter().filter(|slice| slice.family == family);
-        slices
-            .flat_map(|slice| &slice.endpoints)
-            .map(|endpoint| endpoint.server)
-            .collect()
+        let backends: BTreeSet<_> = slices
+            .flat_map(|slice| {
+                let endpoints = slice.endpoints.iter();
+                endpoints.map(|endpoint| (endpoint.server, slice.target))
+            })
+            .collect();
+        backends.len()
     }
 
     fn object(&self, number: u8, round: Round) -> Value {
