@@ -274,7 +274,13 @@ impl Sandbox {
 
     /// Gives what is outside some more addresses.
     pub fn add_outside(&self, addresses: Pair) -> Result<()> {
-        self.router.add_addresses(addresses)
+        self.router.add_addresses(addresses)?;
+        for node in &self.nodes {
+            if let Some(tunnels) = &self.tunnels {
+                tunnels.route(node.namespace(), addresses.networks(), OUTSIDE)?;
+            }
+        }
+        Ok(())
     }
 
     /// A directory that goes with the sandbox.

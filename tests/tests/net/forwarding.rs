@@ -30,6 +30,8 @@ use crate::{
     world::Shared,
 };
 
+/// What VXLAN leaves of an uplink's 1500.
+const NARROW: u32 = 1450;
 /// A datagram that takes several packets on any link.
 const LARGE: usize = 8_000;
 /// How long a packet may take.
@@ -40,14 +42,14 @@ const TRANSFER: usize = 4 << 20;
 pub fn trials(shared: &Shared<Outside>) -> Vec<Trial> {
     let mut trials = vec![
         once(shared, "large transfers through nodes", transfers),
+        once(shared, "fragments through nodes", fragments),
         once(shared, "IP options through nodes", options),
         once(shared, "time exceeded at a node", time_exceeded),
         once(shared, "spoofed sources from outside", spoofed),
         once(shared, "many connections to another node's backend", many),
     ];
-    // Where the way to the other node is narrower, a socket is told so and sends no such datagram.
-    if shared.shape().topology != Topology::Vxlan {
-        trials.push(once(shared, "fragments through nodes", fragments));
+    if shared.shape().topology == Topology::Vxlan {
+        trials.push(once(shared, "a narrow path behind a node", narrow));
     }
     trials.extend(each(
         shared,
@@ -88,7 +90,11 @@ fn fragments(scene: &Outside) -> Result<()> {
     for family in Family::BOTH {
         for (client, to) in paths(scene, family) {
             let mut socket = client.open(Protocol::Udp, to)?;
-            let there = client.namespace().wait(socket.upload(LARGE));
+            let mut there = client.namespace().wait(socket.upload(LARGE));
+            if matches!(there, Err(Failure::Broken(_))) {
+                // The node does not cut what is too large behind it: it says so once.
+                there = client.namespace().wait(socket.upload(LARGE));
+            }
             there.with_context(|| format!("to {to}"))?;
             let back = client.namespace().wait(socket.download(LARGE));
             back.with_context(|| format!("from {to}"))?;
@@ -322,6 +328,30 @@ fn many(scene: &Outside) -> Result<()> {
         let opened: Vec<_> = opened.into_iter().collect::<Result<_, _>>()?;
         let seen: BTreeSet<_> = opened.iter().map(|(_, reply)| reply.seen).collect();
         ensure!(seen.len() == CONNECTIONS, "two connections share a port");
+    }
+    Ok(())
+}
+
+/// What is behind the node carries less than its uplink: a datagram that does not fit comes back as
+/// an error about the frontend.
+fn narrow(scene: &Outside) -> Result<()> {
+    /// Too much for VXLAN, not too much for an uplink.
+    const DATAGRAM: usize = 1_440;
+
+    for family in Family::BOTH {
+        for offer in [&scene.near, &scene.far] {
+            // Nobody else sends much there: a client's kernel remembers what it has been told.
+            let to = offer.at(Via::ExternalIp, scene.nodes()[0], family);
+            let error = provoke(scene.outsider(), to, None, DATAGRAM);
+            let error = error.with_context(|| to.to_string())?;
+            // ICMPv6 packet too big, ICMP fragmentation needed.
+            ensure!(
+                matches!((error.kind, error.code), (2, 0) | (3, 4)),
+                "{error:?}"
+            );
+            ensure!(error.quoted == to, "the error quotes {}", error.quoted);
+            ensure!(error.info == NARROW, "{to}: the error says {}", error.info);
+        }
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::address::{HAIRPIN_V4, HAIRPIN_V6, to_ip};
-use lb_tests::sandbox::{Family, Protocol, Topology, public_ip};
+use lb_tests::sandbox::{Family, Protocol, public_ip};
 use libtest_mimic::Trial;
 
 use crate::{
@@ -20,8 +20,6 @@ use crate::{
 const ENOUGH: u32 = 40;
 
 pub fn trials(shared: &Shared<Outside>) -> Vec<Trial> {
-    // Its own network has no way for what goes to the balancer itself.
-    let tunnel = shared.shape().topology == Topology::Tunnel;
     [
         each(shared, "outside to a local backend", local_backend),
         each(
@@ -36,11 +34,7 @@ pub fn trials(shared: &Shared<Outside>) -> Vec<Trial> {
         each(shared, "host processes to all frontends", from_host),
         each(shared, "NodePorts on no other address", other_addresses),
         each(shared, "ports of nodes that no Service has", plain_ports),
-        if tunnel {
-            Vec::new()
-        } else {
-            each(shared, "a load balancer that is a proxy", proxied)
-        },
+        each(shared, "a load balancer that is a proxy", proxied),
     ]
     .into_iter()
     .flatten()
