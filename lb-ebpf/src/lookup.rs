@@ -65,18 +65,22 @@ pub fn route<C: EbpfContext>(
     };
     // SAFETY: plain integers.
     let mtu = u32::from(unsafe { query.__bindgen_anon_1.mtu_result });
-    match found as u32 {
-        resolved @ (BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) => Route::Out(Hop {
-            interface: query.ifindex,
-            resolved: resolved == BPF_FIB_LKUP_RET_SUCCESS,
-            source: query.smac,
-            destination: query.dmac,
-        }),
-        BPF_FIB_LKUP_RET_FRAG_NEEDED if mtu < length => Route::TooBig(mtu),
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig(SMALLEST_MTU),
-        BPF_FIB_LKUP_RET_NOT_FWDED => Route::Local,
-        _ => Route::None,
-    }
+    let resolved = match found as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => true,
+        BPF_FIB_LKUP_RET_NO_NEIGH => false,
+        // Told no length, the kernel measures the packet itself, once it knows the hop.
+        BPF_FIB_LKUP_RET_FRAG_NEEDED if length == 0 => true,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED if mtu < length => return Route::TooBig(mtu),
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => return Route::TooBig(SMALLEST_MTU),
+        BPF_FIB_LKUP_RET_NOT_FWDED => return Route::Local,
+        _ => return Route::None,
+    };
+    Route::Out(Hop {
+        interface: query.ifindex,
+        resolved,
+        source: query.smac,
+        destination: query.dmac,
+    })
 }
 
 /// Whether a socket of this network namespace waits for packets from source to destination.

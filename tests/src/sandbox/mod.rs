@@ -183,7 +183,10 @@ impl Builder {
         for node in nodes {
             tunnels.add(node.namespace(), node.number())?;
             let own = node.addresses().networks();
-            tunnels.route(router.namespace(), own, node.number())?;
+            let tunnel = addresses::overlay(node.number()).networks();
+            for networks in [own, tunnel] {
+                tunnels.route(router.namespace(), networks, node.number())?;
+            }
         }
         Ok(Some(tunnels))
     }
