@@ -10,6 +10,7 @@ use lb_userspace::{
     api,
     compile::{self, Local},
     kernel::{Pins, Tables},
+    node_view::NodeView,
     plan::{Allocations, ServiceTables, Sizes},
     render,
     source::apiserver::ApiServer,
@@ -56,8 +57,10 @@ pub fn fresh(client: &Client, kubeconfig: PathBuf, node: &str) -> Result<String>
         .services()
         .map(|(key, _)| (key.clone(), compile::service(&world, &local, key)))
         .collect();
+    // The node's addresses are left out on both sides; the networks of services are not.
+    let networks = compile::node(&world, &NodeView::default());
     let mut allocations = Allocations::restore(ServiceTables::default(), Sizes::KERNEL);
-    allocations.plan(&desired, None);
+    allocations.plan(&desired, Some(&networks));
     let tables = allocations.tables();
     Ok(describe(
         tables,
