@@ -1,6 +1,10 @@
 //! What the agent tells the apiserver, and what it learns from real controllers.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{core::v1::Service, events::v1::Event};
@@ -81,6 +85,8 @@ fn lag_is_measured(cluster: &mut Cluster) -> Result<()> {
             .map(|service| &service.service)
             .any(|name| name == "default/kubernetes")
     })?;
+    // The moment of a change is told in whole seconds, and those before the start do not count.
+    thread::sleep(Duration::from_secs(1));
     cluster
         .admin
         .apply(&objects::service("web", cluster_ip(10), Some("web")))?;
