@@ -6,7 +6,6 @@ mod generate;
 mod meant;
 mod outcome;
 mod probe;
-mod rival;
 mod shrink;
 mod side;
 mod twins;

@@ -18,17 +18,19 @@ use super::{
     generate::{TARGETS, ZONES},
     outcome::{Effort, Outcome},
     probe::Probe,
-    rival::{self, KubeProxy},
     side::Side,
     world::{Endpoint, LABEL, Round, Servers, Slice, World},
 };
 use crate::{
     control_plane::{Binaries, Client, ControlPlane, keep_logs},
+    kube_proxy::{self, KubeProxy},
     sandbox::{Agent, Family, text},
 };
 
 /// How long a proxy may take to follow.
 const SOON: Duration = Duration::from_secs(60);
+/// kube-proxy's least time between two changes: a second, unless it is told.
+const QUICKLY: [&str; 2] = ["--iptables-min-sync-period", "50ms"];
 /// A server of the node under test that always answers.
 const MARKER_SERVER: &str = "here-2";
 
@@ -64,7 +66,7 @@ impl Twins {
         let forwarder = Forwarder::start(server, rival.sandbox.outside(), outside)?;
         let kubeconfig = plane.admin_kubeconfig();
         let agent = Agent::follow(ours.node(), "--kubeconfig", &kubeconfig, [""; 0])?;
-        let proxy = KubeProxy::start(&kube_proxy, rival.node(), &kubeconfig)?;
+        let proxy = KubeProxy::start(&kube_proxy, rival.node(), &kubeconfig, &QUICKLY)?;
         Ok(Self {
             _agent: agent,
             _proxy: proxy,
@@ -128,7 +130,7 @@ impl Twins {
         for (name, side) in [("lb", &self.ours), ("kube-proxy", &self.rival)] {
             while !side.is_at(self.round) {
                 if started.elapsed() > SOON {
-                    let log = std::fs::read_to_string(rival::log(self.rival.node()));
+                    let log = std::fs::read_to_string(kube_proxy::log(self.rival.node()));
                     let log = log.context("read the log of kube-proxy")?;
                     let last = log.lines().last().unwrap_or("(empty)");
                     bail!(

@@ -155,6 +155,10 @@ pub struct IcmpError {
     pub from: Option<IpAddr>,
 }
 
+/// How often to try, ten times a second: a kernel on the way has only one ICMPv6 error a second for
+/// each client, and other tests provoke them too.
+const ATTEMPTS: usize = 50;
+
 /// Sends datagrams with a hop limit until there is an ICMP error for one.
 pub fn provoke(
     client: Client,
@@ -176,7 +180,7 @@ pub fn provoke(
             (None, _) => (),
         }
         socket.connect(to)?;
-        for _ in 0..5 {
+        for _ in 0..ATTEMPTS {
             // Fails with what an earlier one came to.
             let _ = socket.send(&vec![b'.'; size]);
             thread::sleep(Duration::from_millis(100));

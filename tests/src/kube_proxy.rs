@@ -1,4 +1,4 @@
-//! kube-proxy of a node, as a process.
+//! The real kube-proxy of a node, as a process.
 
 use std::{
     fs::File,
@@ -19,7 +19,7 @@ pub struct KubeProxy(Child);
 impl KubeProxy {
     /// Starts it in a node. What it changes there is the node's own: rules and settings of the
     /// network namespace.
-    pub fn start(binary: &Path, node: &Node, kubeconfig: &Path) -> Result<Self> {
+    pub fn start(binary: &Path, node: &Node, kubeconfig: &Path, flags: &[&str]) -> Result<Self> {
         let log = File::create(node.directory().join(LOG))?;
         let mut command = tied(binary);
         command
@@ -29,14 +29,13 @@ impl KubeProxy {
             .args(["--proxy-mode", "nftables"])
             // Our notion of a local pod: one of this node.
             .args(["--detect-local-mode", "NodeCIDR"])
-            // The flag for the nftables mode as well.
-            .args(["--iptables-min-sync-period", "50ms"])
             // Kernel settings that are the machine's, not the node's.
             .args(["--conntrack-max-per-core", "0"])
             .args(["--conntrack-min", "0"])
             .args(["--conntrack-tcp-timeout-established", "0"])
             .args(["--conntrack-tcp-timeout-close-wait", "0"])
             .args(["--oom-score-adj", "0"])
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
