@@ -16,7 +16,6 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use lb_common::{
     expiry,
-    flow::Direction,
     packet::{ETHERNET, Packet as _, Verdict},
     pipeline::{Stages, cross, verdict},
 };
@@ -24,49 +23,55 @@ use lb_common::{
 use crate::{
     maps::{KernelTables, scratch},
     packet::Skb,
-    stages::{Ethernet, Ip, Xdp},
+    stages,
 };
 
 /// tc ingress of a pod's host-side interface: what the pod sends.
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
-    with_ethernet(ctx, Direction::FromPod)
+    let packet = stages::pod_egress::Crossing(ctx.skb.skb);
+    act(&ctx, run(packet))
 }
 
 /// tc egress of a pod's host-side interface: what the pod receives.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    with_ethernet(ctx, Direction::ToPod)
+    let packet = stages::pod_ingress::Crossing(ctx.skb.skb);
+    act(&ctx, run(packet))
 }
 
 /// tc ingress of an uplink or a tunnel: what reaches the node.
 #[classifier]
 pub fn node_ingress(ctx: TcContext) -> i32 {
-    with_ethernet(ctx, Direction::FromWire)
+    let packet = stages::node_ingress::Crossing(ctx.skb.skb);
+    act(&ctx, run(packet))
 }
 
 /// tc egress of an uplink or a tunnel: what leaves the node.
 #[classifier]
 pub fn node_egress(ctx: TcContext) -> i32 {
-    with_ethernet(ctx, Direction::ToWire)
+    let packet = stages::node_egress::Crossing(ctx.skb.skb);
+    act(&ctx, run(packet))
 }
 
 /// [`node_ingress`] where packets have no Ethernet header.
 #[classifier]
 pub fn node_ingress_l3(ctx: TcContext) -> i32 {
-    without_ethernet(ctx, Direction::FromWire)
+    let packet = stages::node_ingress_l3::Crossing(ctx.skb.skb);
+    act(&ctx, run(packet))
 }
 
 /// [`node_egress`] where packets have no Ethernet header.
 #[classifier]
 pub fn node_egress_l3(ctx: TcContext) -> i32 {
-    without_ethernet(ctx, Direction::ToWire)
+    let packet = stages::node_egress_l3::Crossing(ctx.skb.skb);
+    act(&ctx, run(packet))
 }
 
 /// XDP hook of an uplink: what reaches the node, and leaves it again at once.
 #[xdp]
 pub fn node_xdp(ctx: XdpContext) -> u32 {
-    match run(&mut Xdp { context: ctx.ctx }) {
+    match run(stages::node_xdp::Crossing(ctx.ctx)) {
         Verdict::Redirect(out) if out == ctx.ingress_ifindex() as u32 => XDP_TX,
         // SAFETY: a helper call without pointers.
         Verdict::Redirect(out) => unsafe { bpf_redirect(out, 0) as u32 },
@@ -86,22 +91,10 @@ pub fn expire(ctx: TcContext) -> i32 {
     TC_ACT_OK
 }
 
-#[inline(always)]
-fn with_ethernet(ctx: TcContext, direction: Direction) -> i32 {
-    let context = ctx.skb.skb;
-    act(&ctx, run(&mut Ethernet { context, direction }))
-}
-
-#[inline(always)]
-fn without_ethernet(ctx: TcContext, direction: Direction) -> i32 {
-    let context = ctx.skb.skb;
-    act(&ctx, run(&mut Ip { context, direction }))
-}
-
 /// Takes a packet through its stages.
 #[inline(always)]
-fn run(stages: &mut impl Stages) -> Verdict {
-    let step = cross(stages);
+fn run(mut stages: impl Stages) -> Verdict {
+    let step = cross(&mut stages);
     match scratch() {
         Some(scratch) => verdict(&KernelTables, scratch, step),
         None => Verdict::Pass,
