@@ -56,8 +56,10 @@ pub fn recall<T: Tables>(tables: &T, session: &AffinityKey, rows: &Rows, now: u6
         ..
     } = *rows;
     let (rows, end) = (first + 1, list.first + list.count);
-    let row = search(tables, (rows + list.first, rows + middle), &had)
-        .or_else(|| search(tables, (rows + middle, rows + end), &had))?;
+    let wanted = rank(&had.address, had.port);
+    let row = tables
+        .row(wanted, (rows + list.first, rows + middle))
+        .or_else(|| tables.row(wanted, (rows + middle, rows + end)))?;
     Some(row - rows)
 }
 
@@ -78,9 +80,8 @@ pub fn remember<T: Tables>(
 ///
 /// Nothing here is a number that the verifier knows, so none of the ways through the loop differ to
 /// it.
-#[inline(never)]
-fn search<T: Tables>(tables: &T, (first, end): (u32, u32), had: &Affinity) -> Option<u32> {
-    let wanted = rank(&had.address, had.port);
+#[inline(always)]
+pub fn search<T: Tables>(tables: &T, wanted: Rank, (first, end): (u32, u32)) -> Option<u32> {
     // The last row that is not behind the wanted one, where the first is not.
     let mut last = first;
     for look in (0..LOOKS).rev() {
@@ -99,7 +100,7 @@ fn rank_of<T: Tables>(tables: &T, row: u32) -> Option<Rank> {
 }
 
 /// What rows are ordered by: address and port, in numbers that compare as they do.
-type Rank = (u64, u64, u16);
+pub type Rank = (u64, u64, u16);
 
 #[inline(always)]
 fn rank(address: &Address, port: u16) -> Rank {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     address::Address,
+    affinity::{self, Rank},
     checksum::Difference,
     endpoint::{Bucket, Device, DeviceKey, Endpoint, EndpointKey, NO_SLOT},
     flow::{Flow, FlowKey, Tuple},
@@ -254,6 +255,10 @@ impl Tables for MemoryTables {
 
     fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
         self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn row(&self, wanted: Rank, rows: (u32, u32)) -> Option<u32> {
+        affinity::search(self, wanted, rows)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Ports> {

@@ -2,6 +2,7 @@
 
 use crate::{
     address::Address,
+    affinity::Rank,
     endpoint::{Device, Endpoint},
     flow::{Flow, FlowKey},
     fragment::{FragmentKey, Ports},
@@ -56,6 +57,9 @@ pub trait Tables {
     fn cidr(&self, place: u32) -> Option<Cidr>;
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+    /// [`crate::affinity::search`], as a function of its own: the verifier would follow it once for each way
+    /// that leads to it.
+    fn row(&self, wanted: Rank, rows: (u32, u32)) -> Option<u32>;
     /// The ports of a fragmented packet.
     fn fragment(&self, key: &FragmentKey) -> Option<Ports>;
     fn set_fragment(&self, key: &FragmentKey, ports: &Ports);

@@ -1,5 +1,8 @@
 //! The maps, and the tables that the packet path reads through them.
-#![expect(unsafe_code, reason = "values are copied out of kernel memory")]
+#![expect(
+    unsafe_code,
+    reason = "values are copied out of kernel memory, and a function that the verifier knows is named by symbol"
+)]
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
@@ -9,6 +12,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::Address,
+    affinity::{self, Rank},
     endpoint::{
         Bucket, Device, DeviceKey, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_DEVICES,
         MAX_ENDPOINTS, NO_SLOT,
@@ -206,6 +210,14 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn row(&self, (high, low, port): Rank, (first, end): (u32, u32)) -> Option<u32> {
+        match find_row(high, low, u32::from(port), first, end) {
+            0 => None,
+            row => Some(row),
+        }
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
         // SAFETY: copied at once.
         unsafe { FRAGMENTS.get(key) }.copied()
@@ -332,4 +344,11 @@ impl Sockets for KernelTables {
         // Where it cannot be, a process is told the backend's address.
         let _ = SOCKETS.insert(key, socket, 0);
     }
+}
+
+/// [`Tables::row`], looked at by itself; 0 where there is none, as row 0 is nobody's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_row(high: u64, low: u64, port: u32, first: u32, end: u32) -> u32 {
+    affinity::search(&KernelTables, (high, low, port as u16), (first, end)).unwrap_or(0)
 }
