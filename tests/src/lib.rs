@@ -4,4 +4,5 @@ pub mod control_plane;
 pub mod demo;
 pub mod differential;
 pub mod evenness;
+pub mod policy;
 pub mod sandbox;
