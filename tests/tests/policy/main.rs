@@ -3,4 +3,5 @@
 mod generate;
 mod properties;
 mod rows;
+mod scale;
 mod tables;
