@@ -27,6 +27,7 @@ pub mod packet;
 pub mod pipeline;
 #[cfg(feature = "user")]
 mod pod;
+pub mod policy;
 pub mod reason;
 pub mod refusal;
 pub mod scratch;

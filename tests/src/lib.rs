@@ -5,4 +5,5 @@ pub mod demo;
 pub mod differential;
 pub mod evenness;
 pub mod kube_proxy;
+pub mod policy;
 pub mod sandbox;

@@ -5,6 +5,7 @@ mod categorize;
 mod endpoints;
 mod local;
 mod node;
+pub mod policy;
 mod range;
 mod service;
 

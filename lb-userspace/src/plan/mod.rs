@@ -8,6 +8,7 @@
 
 mod extent;
 mod node;
+pub mod policy;
 mod restore;
 mod sets;
 mod space;

@@ -97,8 +97,8 @@ impl Pods {
     pub fn confirm(&mut self, world: &World) {
         if !world.waiting_for().contains(&Kind::Pod) {
             let pods = world
-                .pods()
-                .map(|(key, pod)| (key.clone(), pod.ips.iter().copied().collect()));
+                .local_pods()
+                .map(|(key, pod, _)| (key.clone(), pod.ips.iter().copied().collect()));
             self.claims.confirm(pods.collect());
         }
     }

@@ -144,9 +144,9 @@ impl Sockets {
     /// Attaches to the groups of the pods that ask for it, and leaves those of others.
     fn settle_pods(&mut self, root: &Path, world: &World, programs: &mut Programs) -> Result<()> {
         let wanted: BTreeMap<&str, String> = world
-            .pods()
-            .filter(|(_, pod)| pod.socket_lb)
-            .map(|(key, pod)| (pod.uid.as_str(), key.to_string()))
+            .local_pods()
+            .filter(|(_, _, pod)| pod.socket_lb)
+            .map(|(key, _, pod)| (pod.uid.as_str(), key.to_string()))
             .collect();
         let mut left: Vec<String> = self.pods.keys().cloned().collect();
         if !self.restored {

@@ -9,7 +9,7 @@ use crate::world::Kind;
 pub struct Annotation {
     pub key: &'static str,
     /// The objects that it is read from.
-    pub kind: Kind,
+    pub kinds: &'static [Kind],
     pub values: &'static [&'static str],
     /// What applies where the object does not say, or says something that is not a value.
     pub default: &'static str,
@@ -18,11 +18,24 @@ pub struct Annotation {
 }
 
 /// Every annotation, by key.
-pub const ALL: &[&Annotation] = &[&SOCKET_LB];
+pub const ALL: &[&Annotation] = &[&POLICY_AUDIT, &SOCKET_LB];
+
+pub const POLICY_AUDIT: Annotation = Annotation {
+    key: "lb.io/policy-audit",
+    kinds: &[
+        Kind::Namespace,
+        Kind::NetworkPolicy,
+        Kind::ClusterNetworkPolicy,
+    ],
+    values: &["true", "false"],
+    default: "false",
+    meaning: "Whether the policy, or every NetworkPolicy of the namespace, is not enforced: what it \
+              would allow and deny is counted and reported.",
+};
 
 pub const SOCKET_LB: Annotation = Annotation {
     key: "lb.io/socket-lb",
-    kind: Kind::Pod,
+    kinds: &[Kind::Pod],
     values: &["true", "false"],
     default: "false",
     meaning: "Whether the pod's processes reach services when they connect, at socket level, as those \
@@ -100,13 +113,15 @@ mod tests {
         let row = |annotation: &&Annotation| {
             let Annotation {
                 key,
-                kind,
+                kinds,
                 values,
                 default,
                 meaning,
             } = annotation;
             let values = values.join("`, `");
-            format!("| `{key}` | {kind} | `{values}` | `{default}` | {meaning} |\n")
+            let kinds: Vec<_> = kinds.iter().map(ToString::to_string).collect();
+            let kinds = kinds.join(", ");
+            format!("| `{key}` | {kinds} | `{values}` | `{default}` | {meaning} |\n")
         };
         format!(
             "| annotation | on a | values | default | meaning |\n|---|---|---|---|---|\n{}",

@@ -44,7 +44,7 @@ pub fn networks(
 }
 
 /// `ParseCIDRSloppy` of k8s.io/utils/net; a v4-mapped network is none.
-fn parse_network(text: &str) -> Option<IpNet> {
+pub fn parse_network(text: &str) -> Option<IpNet> {
     let (address, length) = text.split_once('/')?;
     let digits = length.bytes().all(|byte| byte.is_ascii_digit());
     let address = parse_sloppy(address).filter(|ip| ip.is_ipv6() == address.contains(':'))?;

@@ -5,8 +5,11 @@
 mod address;
 mod claims;
 pub mod endpoint_slice;
+mod labels;
+pub mod namespace;
 pub mod node;
 pub mod pod;
+pub mod policy;
 mod protocol;
 pub mod service;
 pub mod service_cidr;
@@ -24,8 +27,11 @@ use claims::{Claim, Claims};
 pub use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+pub use labels::{Labels, Requirement, Selector};
+pub use namespace::Namespace;
 pub use node::{Node, close_names};
-pub use pod::Pod;
+pub use pod::{LocalPod, NamedPort, Pod};
+pub use policy::{Policy, PolicyName};
 pub use protocol::Protocol;
 pub use service::{Service, ServicePort};
 pub use service_cidr::ServiceCidr;
@@ -63,6 +69,11 @@ fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(name).map(String::as_str)
 }
 
+fn names(kind: Kind, changed: Vec<Changed<Policy>>) -> BTreeSet<PolicyName> {
+    let keys = changed.into_iter().map(|changed| changed.key);
+    keys.map(|key| PolicyName { kind, key }).collect()
+}
+
 /// The kinds of objects that the agent reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -71,15 +82,21 @@ pub enum Kind {
     Node,
     Pod,
     ServiceCidr,
+    Namespace,
+    NetworkPolicy,
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 8] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Node,
         Self::Pod,
         Self::ServiceCidr,
+        Self::Namespace,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
     ];
 }
 
@@ -92,6 +109,9 @@ impl fmt::Display for Kind {
             Self::Node => "Node",
             Self::Pod => "Pod",
             Self::ServiceCidr => "ServiceCIDR",
+            Self::Namespace => "Namespace",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         })
     }
 }
@@ -160,6 +180,9 @@ pub enum Change {
     Node(Event<Node>),
     Pod(Event<Pod>),
     ServiceCidr(Event<ServiceCidr>),
+    Namespace(Event<Namespace>),
+    NetworkPolicy(Event<Policy>),
+    ClusterNetworkPolicy(Event<Policy>),
     Trouble(SourceTrouble),
 }
 
@@ -213,10 +236,42 @@ pub struct Dirty {
     pub services: BTreeSet<ObjectKey>,
     /// A Pod of this node changed.
     pub pods: bool,
-    /// A Node changed.
+    /// This Node changed.
     pub node: bool,
     /// A `ServiceCIDR` changed.
     pub cidrs: bool,
+    /// What policies are compiled from.
+    pub policy: PolicyDirty,
+}
+
+/// Objects that changed in what policies depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyDirty {
+    pub pods: BTreeSet<ObjectKey>,
+    pub namespaces: BTreeSet<String>,
+    /// Nodes whose labels or addresses changed.
+    pub nodes: BTreeSet<String>,
+    pub policies: BTreeSet<PolicyName>,
+}
+
+impl PolicyDirty {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what `other` names.
+    pub fn merge(&mut self, other: Self) {
+        let Self {
+            pods,
+            namespaces,
+            nodes,
+            policies,
+        } = other;
+        self.pods.extend(pods);
+        self.namespaces.extend(namespaces);
+        self.nodes.extend(nodes);
+        self.policies.extend(policies);
+    }
 }
 
 impl Dirty {
@@ -231,11 +286,13 @@ impl Dirty {
             pods,
             node,
             cidrs,
+            policy,
         } = other;
         self.services.extend(services);
         self.pods |= pods;
         self.node |= node;
         self.cidrs |= cidrs;
+        self.policy.merge(policy);
     }
 }
 
@@ -247,6 +304,9 @@ pub struct World {
     nodes: Table<Node>,
     pods: Table<Pod>,
     service_cidrs: Table<ServiceCidr>,
+    namespaces: Table<Namespace>,
+    network_policies: Table<Policy>,
+    cluster_network_policies: Table<Policy>,
     slices_by_service: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     claims: Claims,
     troubles: BTreeMap<String, Vec<Trouble>>,
@@ -260,9 +320,21 @@ impl World {
             Change::Service(event) => self.apply_service(event, &mut dirty),
             Change::EndpointSlice(event) => self.apply_slice(event, &mut dirty),
             Change::Node(event) => self.apply_node(event, &mut dirty),
-            Change::Pod(event) => dirty.pods = !self.pods.apply(event).is_empty(),
+            Change::Pod(event) => self.apply_pod(event, &mut dirty),
             Change::ServiceCidr(event) => {
                 dirty.cidrs = !self.service_cidrs.apply(event).is_empty();
+            }
+            Change::Namespace(event) => {
+                let changed = self.namespaces.apply(event).into_iter();
+                dirty.policy.namespaces = changed.map(|changed| changed.key.name).collect();
+            }
+            Change::NetworkPolicy(event) => {
+                let changed = self.network_policies.apply(event);
+                dirty.policy.policies = names(Kind::NetworkPolicy, changed);
+            }
+            Change::ClusterNetworkPolicy(event) => {
+                let changed = self.cluster_network_policies.apply(event);
+                dirty.policy.policies = names(Kind::ClusterNetworkPolicy, changed);
             }
             Change::Trouble(SourceTrouble { subject, troubles }) => {
                 if troubles.is_empty() {
@@ -288,6 +360,12 @@ impl World {
             (Kind::Node, self.nodes.synced()),
             (Kind::Pod, self.pods.synced()),
             (Kind::ServiceCidr, self.service_cidrs.synced()),
+            (Kind::Namespace, self.namespaces.synced()),
+            (Kind::NetworkPolicy, self.network_policies.synced()),
+            (
+                Kind::ClusterNetworkPolicy,
+                self.cluster_network_policies.synced(),
+            ),
         ]
         .into_iter()
         .filter_map(|(kind, synced)| (!synced).then_some(kind))
@@ -311,6 +389,12 @@ impl World {
             .chain(of(Kind::Node, &self.nodes))
             .chain(of(Kind::Pod, &self.pods))
             .chain(of(Kind::ServiceCidr, &self.service_cidrs))
+            .chain(of(Kind::Namespace, &self.namespaces))
+            .chain(of(Kind::NetworkPolicy, &self.network_policies))
+            .chain(of(
+                Kind::ClusterNetworkPolicy,
+                &self.cluster_network_policies,
+            ))
     }
 
     /// What ails the sources, by file or resource.
@@ -386,9 +470,60 @@ impl World {
         self.nodes.get(&ObjectKey::new("", name))
     }
 
+    pub fn nodes(&self) -> impl Iterator<Item = (&ObjectKey, &Node)> {
+        self.nodes.values()
+    }
+
     /// The Pods of this node that have a network of their own and have not finished, by key.
+    pub fn local_pods(&self) -> impl Iterator<Item = (&ObjectKey, &Pod, &LocalPod)> {
+        let pods = self.pods.values();
+        pods.filter_map(|(key, pod)| Some((key, pod, pod.local.as_ref()?)))
+    }
+
+    /// The Pods of all nodes that have a network of their own and have not finished, by key.
     pub fn pods(&self) -> impl Iterator<Item = (&ObjectKey, &Pod)> {
         self.pods.values()
+    }
+
+    pub fn pods_in<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a Pod)> {
+        self.pods.in_namespace(namespace)
+    }
+
+    pub fn pod(&self, key: &ObjectKey) -> Option<&Pod> {
+        self.pods.get(key)
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = (&ObjectKey, &Namespace)> {
+        self.namespaces.values()
+    }
+
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(&ObjectKey::new("", name))
+    }
+
+    /// The policies of both kinds.
+    pub fn policies(&self) -> impl Iterator<Item = (PolicyName, &Policy)> {
+        let named = |kind| {
+            move |(key, policy)| {
+                let key = ObjectKey::clone(key);
+                (PolicyName { kind, key }, policy)
+            }
+        };
+        let of_cluster = self.cluster_network_policies.values();
+        let of_namespaces = self.network_policies.values();
+        of_namespaces
+            .map(named(Kind::NetworkPolicy))
+            .chain(of_cluster.map(named(Kind::ClusterNetworkPolicy)))
+    }
+
+    pub fn policy(&self, name: &PolicyName) -> Option<&Policy> {
+        match name.kind {
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.get(&name.key),
+            _ => self.network_policies.get(&name.key),
+        }
     }
 
     fn apply_service(&mut self, event: Event<Service>, dirty: &mut Dirty) {
@@ -402,10 +537,26 @@ impl World {
 
     fn apply_node(&mut self, event: Event<Node>, dirty: &mut Dirty) {
         for Changed { key, was } in self.nodes.apply(event) {
-            dirty.node = true;
-            if was.as_ref().map(Node::place) != self.nodes.get(&key).map(Node::place) {
+            let (was, is) = (was.as_ref(), self.nodes.get(&key));
+            let known = || was.into_iter().chain(is);
+            dirty.node |= known().next().is_none() || known().any(|node| node.own);
+            if was.and_then(Node::place) != is.and_then(Node::place) {
                 let services = self.services.values();
                 dirty.services.extend(services.map(|(key, _)| key.clone()));
+            }
+            if was.map(Node::peer) != is.map(Node::peer) {
+                dirty.policy.nodes.insert(key.name);
+            }
+        }
+    }
+
+    fn apply_pod(&mut self, event: Event<Pod>, dirty: &mut Dirty) {
+        for Changed { key, was } in self.pods.apply(event) {
+            let is = self.pods.get(&key);
+            let known = || was.iter().chain(is);
+            dirty.pods |= known().any(|pod| pod.local.is_some());
+            if was.as_ref() != is {
+                dirty.policy.pods.insert(key);
             }
         }
     }

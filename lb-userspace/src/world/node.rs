@@ -1,11 +1,11 @@
 //! Nodes.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Row, address, label};
+use super::{Labels, Row, address, label};
 
 /// Says which zone a node is in.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -22,23 +22,38 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Whether load balancers may send to it: it is not about to go (`proxy_health.go` of kube-proxy).
     pub eligible: bool,
+    pub labels: Labels,
+    /// Every address of whatever type, each once.
+    pub all_addresses: BTreeSet<IpAddr>,
+    /// Whether it is this node.
+    pub own: bool,
 }
 
 impl Node {
-    /// What the choice of endpoints, and who may use VIPs, depend on.
-    pub(super) fn place(&self) -> (Option<&str>, &[IpAddr]) {
-        (self.zone.as_deref(), &self.addresses)
+    /// What the choice of endpoints, and who may use VIPs, depend on: of this node alone.
+    pub(super) fn place(&self) -> Option<(Option<&str>, &[IpAddr])> {
+        self.own.then_some((self.zone.as_deref(), &self.addresses))
+    }
+
+    /// What policies that speak of nodes depend on.
+    pub(super) fn peer(&self) -> (&Labels, &BTreeSet<IpAddr>) {
+        (&self.labels, &self.all_addresses)
     }
 }
 
-/// The row of a Node.
-pub fn reduce(object: &core::Node) -> Row<Node> {
+/// The row of a Node, for the agent of the one that is called `own`.
+pub fn reduce(object: &core::Node, own: &str) -> Row<Node> {
     let mut problems = Vec::new();
     let value = Node {
         addresses: reduce_addresses(object, &mut problems),
         zone: label(&object.metadata, ZONE_LABEL).map(str::to_owned),
         pod_cidrs: reduce_pod_cidrs(object, &mut problems),
         eligible: object.metadata.deletion_timestamp.is_none() && !is_leaving(object),
+        labels: object.metadata.labels.clone().unwrap_or_default(),
+        all_addresses: status_addresses(object)
+            .filter_map(|address| address::parse_sloppy(&address.address))
+            .collect(),
+        own: object.metadata.name.as_deref() == Some(own),
     };
     Row {
         value: Some(value),
@@ -47,14 +62,15 @@ pub fn reduce(object: &core::Node) -> Row<Node> {
     }
 }
 
+fn status_addresses(object: &core::Node) -> impl Iterator<Item = &core::NodeAddress> {
+    let statuses = object.status.iter();
+    statuses.flat_map(|status| status.addresses.iter().flatten())
+}
+
 fn reduce_addresses(object: &core::Node, problems: &mut Vec<String>) -> Vec<IpAddr> {
-    let all = || {
-        object
-            .status
-            .iter()
-            .flat_map(|status| status.addresses.iter().flatten())
+    let of_type = |name: &'static str| {
+        status_addresses(object).filter(move |address| address.type_ == name)
     };
-    let of_type = |name: &'static str| all().filter(move |address| address.type_ == name);
     let mut addresses = Vec::new();
     for core::NodeAddress { address, type_ } in of_type("InternalIP").chain(of_type("ExternalIP")) {
         match address::parse_sloppy(address) {
@@ -106,19 +122,25 @@ mod tests {
     #[test]
     fn the_internal_addresses_of_a_node_come_before_the_external_ones() {
         let object = json!({
+            "metadata": {"name": "n1", "labels": {"role": "edge"}},
             "status": {"addresses": [
                 {"type": "ExternalIP", "address": "n1.example.org"},
                 {"type": "ExternalIP", "address": "203.0.113.1"},
                 {"type": "InternalIP", "address": "192.168.0.1"},
                 {"type": "Hostname", "address": "n1"},
                 {"type": "InternalIP", "address": "fd00::1"},
+                {"type": "InternalDNS", "address": "10.0.0.9"},
             ]},
         });
-        let row = reduce(&serde_json::from_value(object).expect("a Node"));
+        let row = reduce(&serde_json::from_value(object).expect("a Node"), "n1");
         let addresses: Vec<_> = row.value.iter().flat_map(|node| &node.addresses).collect();
         let expected: [IpAddr; 3] =
             ["192.168.0.1", "fd00::1", "203.0.113.1"].map(|text| text.parse().expect("an address"));
         assert_eq!(addresses, expected.each_ref());
+        let node = row.value.as_ref().expect("a row");
+        assert_eq!(node.all_addresses.len(), 4);
+        assert_eq!(node.labels["role"], "edge");
+        assert!(node.own);
         assert_eq!(
             row.problems,
             ["ExternalIP `n1.example.org` is not an IP address"]
@@ -127,7 +149,7 @@ mod tests {
 
     fn reduced(metadata: Value, spec: Value) -> Node {
         let object = json!({"metadata": metadata, "spec": spec});
-        let row = reduce(&serde_json::from_value(object).expect("a Node"));
+        let row = reduce(&serde_json::from_value(object).expect("a Node"), "n1");
         row.value.expect("a row")
     }
 

@@ -77,6 +77,17 @@ impl<R: PartialEq> Table<R> {
             .filter_map(|(key, row)| Some((key, row.value.as_ref()?)))
     }
 
+    /// The values whose keys are in a namespace.
+    pub fn in_namespace<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a R)> {
+        self.live
+            .range(ObjectKey::new(namespace, "")..)
+            .take_while(move |(key, _)| key.namespace == namespace)
+            .filter_map(|(key, row)| Some((key, row.value.as_ref()?)))
+    }
+
     fn set(&mut self, key: ObjectKey, row: Option<Row<R>>) -> Vec<Changed<R>> {
         let was = store(&mut self.live, key.clone(), row);
         if is_same(was.as_ref(), self.live.get(&key)) {

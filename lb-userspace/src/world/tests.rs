@@ -12,6 +12,9 @@ struct State {
     nodes: BTreeMap<ObjectKey, Row<Node>>,
     pods: BTreeMap<ObjectKey, Row<Pod>>,
     service_cidrs: BTreeMap<ObjectKey, Row<ServiceCidr>>,
+    namespaces: BTreeMap<ObjectKey, Row<Namespace>>,
+    network_policies: BTreeMap<ObjectKey, Row<Policy>>,
+    cluster_network_policies: BTreeMap<ObjectKey, Row<Policy>>,
 }
 
 /// How a source tells that one state has become another.
@@ -52,6 +55,24 @@ impl Expander {
                         $events(&before.service_cidrs, &after.service_cidrs),
                         order,
                         Change::ServiceCidr,
+                    ),
+                    shuffled(
+                        $events(&before.namespaces, &after.namespaces),
+                        order,
+                        Change::Namespace,
+                    ),
+                    shuffled(
+                        $events(&before.network_policies, &after.network_policies),
+                        order,
+                        Change::NetworkPolicy,
+                    ),
+                    shuffled(
+                        $events(
+                            &before.cluster_network_policies,
+                            &after.cluster_network_policies,
+                        ),
+                        order,
+                        Change::ClusterNetworkPolicy,
                     ),
                 ]
                 .concat()
@@ -201,17 +222,35 @@ fn state() -> impl Strategy<Value = State> {
         ports: Vec::new(),
         trigger: None,
     });
-    let node = (addresses(1), prop::option::of("[ab]"), any::<bool>());
-    let node = node.prop_map(|(addresses, zone, eligible)| Node {
+    let node = (
+        addresses(1),
+        prop::option::of("[ab]"),
+        any::<bool>(),
+        any::<bool>(),
+    );
+    let node = node.prop_map(|(addresses, zone, eligible, own)| Node {
+        all_addresses: addresses.iter().copied().collect(),
         addresses,
         zone,
         eligible,
+        own,
         ..Node::default()
     });
-    let pod = addresses(1).prop_map(|ips| Pod {
+    let pod = (addresses(1), any::<bool>()).prop_map(|(ips, local)| Pod {
         ips,
+        local: local.then(LocalPod::default),
         ..Pod::default()
     });
+    let namespace = any::<bool>().prop_map(|audited| Namespace {
+        audited,
+        ..Namespace::default()
+    });
+    let policy = || {
+        (0..2u16).prop_map(|priority| Policy {
+            priority,
+            ..Policy::default()
+        })
+    };
     let service_cidr = addresses(1).prop_map(|addresses| ServiceCidr {
         cidrs: addresses.into_iter().map(IpNet::from).collect(),
     });
@@ -221,14 +260,31 @@ fn state() -> impl Strategy<Value = State> {
         rows("node", node),
         rows("pod", pod),
         rows("cidr", service_cidr),
+        rows("namespace", namespace),
+        rows("policy", policy()),
+        rows("policy", policy()),
     )
-        .prop_map(|(services, slices, nodes, pods, service_cidrs)| State {
-            services,
-            slices,
-            nodes,
-            pods,
-            service_cidrs,
-        })
+        .prop_map(
+            |(
+                services,
+                slices,
+                nodes,
+                pods,
+                service_cidrs,
+                namespaces,
+                network_policies,
+                cluster_network_policies,
+            )| State {
+                services,
+                slices,
+                nodes,
+                pods,
+                service_cidrs,
+                namespaces,
+                network_policies,
+                cluster_network_policies,
+            },
+        )
 }
 
 fn expander() -> impl Strategy<Value = Expander> {
@@ -290,6 +346,7 @@ fn view(world: &World, key: &ObjectKey) -> impl PartialEq + fmt::Debug + use<> {
     let places: Vec<_> = world
         .nodes
         .values()
+        .filter(|(_, node)| node.own)
         .map(|(key, node)| (key.clone(), node.zone.clone(), node.addresses.clone()))
         .collect();
     (service.map(|service| (service, places)), owners, slices)
@@ -336,8 +393,17 @@ proptest! {
                         "{} after {:?}", key, change
                     );
                 }
-                prop_assert!(dirty.node || same(&was.nodes, &world.nodes));
-                prop_assert!(dirty.pods || same(&was.pods, &world.pods));
+                let own = |world: &World| {
+                    let own = world.nodes.values().filter(|(_, node)| node.own);
+                    own.map(|(key, node)| (key.clone(), node.clone())).collect::<Vec<_>>()
+                };
+                prop_assert!(dirty.node || own(&was) == own(&world));
+                let local = |world: &World| {
+                    let local = world.local_pods();
+                    local.map(|(key, pod, _)| (key.clone(), pod.clone())).collect::<Vec<_>>()
+                };
+                prop_assert!(dirty.pods || local(&was) == local(&world));
+                prop_assert_eq!(&unnamed(&was, &dirty.policy), &unnamed(&world, &dirty.policy));
                 prop_assert!(dirty.cidrs || same(&was.service_cidrs, &world.service_cidrs));
             }
             before = after.clone();
@@ -353,6 +419,33 @@ proptest! {
             }
         }
     }
+}
+
+/// What policies are compiled from, but for what is named as dirty.
+fn unnamed(world: &World, dirty: &PolicyDirty) -> impl PartialEq + fmt::Debug + use<> {
+    fn kept<'a, K: Clone, V: Clone + 'a>(
+        rows: impl Iterator<Item = (K, &'a V)>,
+        dirty: impl Fn(&K) -> bool,
+    ) -> Vec<(K, V)> {
+        let kept = rows.filter(|(key, _)| !dirty(key));
+        kept.map(|(key, row)| (key, row.clone())).collect()
+    }
+    fn owned<'a, R>((key, row): (&ObjectKey, &'a R)) -> (ObjectKey, &'a R) {
+        (key.clone(), row)
+    }
+    let nodes = world.nodes();
+    let nodes: Vec<_> = nodes
+        .filter(|(key, _)| !dirty.nodes.contains(&key.name))
+        .map(|(key, node)| (key.clone(), node.labels.clone(), node.all_addresses.clone()))
+        .collect();
+    (
+        kept(world.pods().map(owned), |key| dirty.pods.contains(key)),
+        kept(world.namespaces().map(owned), |key| {
+            dirty.namespaces.contains(&key.name)
+        }),
+        kept(world.policies(), |name| dirty.policies.contains(name)),
+        nodes,
+    )
 }
 
 fn service_with(address: &str) -> Row<Service> {
@@ -513,6 +606,7 @@ fn a_node_that_moves_makes_every_service_dirty() {
             addresses: addresses.to_vec(),
             zone: zone.map(str::to_owned),
             eligible,
+            own: true,
             ..Node::default()
         };
         let row = Row {
@@ -520,18 +614,15 @@ fn a_node_that_moves_makes_every_service_dirty() {
             version: "1".into(),
             problems: Vec::new(),
         };
-        world.apply(Change::Node(Event::Apply(ObjectKey::new("", "n1"), row)))
+        let dirty = world.apply(Change::Node(Event::Apply(ObjectKey::new("", "n1"), row)));
+        (dirty.services, dirty.node)
     };
-    let dirty = |names: &[&str], node| Dirty {
-        services: services(names),
-        node,
-        ..Dirty::default()
-    };
+    let dirty = |names: &[&str], node| (services(names), node);
     let address = [ip("10.0.0.1")];
     assert_eq!(apply(None, &address, true), dirty(&["a", "b"], true));
     assert_eq!(apply(Some("x"), &address, true), dirty(&["a", "b"], true));
     assert_eq!(apply(Some("x"), &address, false), dirty(&[], true));
-    assert_eq!(apply(Some("x"), &address, false), Dirty::default());
+    assert_eq!(apply(Some("x"), &address, false), dirty(&[], false));
     assert_eq!(apply(Some("x"), &[], false), dirty(&["a", "b"], true));
 }
 
@@ -571,7 +662,10 @@ fn every_kind_is_awaited() {
             Kind::EndpointSlice,
             Kind::Node,
             Kind::Pod,
-            Kind::ServiceCidr
+            Kind::ServiceCidr,
+            Kind::Namespace,
+            Kind::NetworkPolicy,
+            Kind::ClusterNetworkPolicy,
         ]
     );
     for change in Expander::Relist.expand(&State::default(), &State::default(), &[0]) {

@@ -4,6 +4,7 @@ mod connect;
 mod feed;
 mod optional;
 mod patience;
+mod resource;
 
 use std::{path::Path, sync::Arc};
 
@@ -30,7 +31,8 @@ use super::logged;
 use crate::world::{
     Change, Event, ObjectKey, Row,
     endpoint_slice::{self, HEADLESS_LABEL},
-    node, pod,
+    namespace, node, pod,
+    policy::{cluster_network_policy, network_policy},
     service::{self, PROXY_NAME_LABEL},
     service_cidr,
 };
@@ -78,9 +80,7 @@ impl ApiServer {
 
     /// Follows the apiserver for the agent of `node`, through any failure, for ever.
     pub fn changes(&self, node: &str) -> impl Stream<Item = Change> + use<> {
-        let own_name = format!("metadata.name={node}");
-        let own_pods = format!("spec.nodeName={node}");
-        let node = node.to_owned();
+        let (own, own_pods) = (node.to_owned(), node.to_owned());
         logged(stream::select_all([
             self.watch(
                 watcher::Config::default()
@@ -92,13 +92,22 @@ impl ApiServer {
                 watcher::Config::default().labels(&format!("!{HEADLESS_LABEL}")),
                 |event| Change::EndpointSlice(reduced(event, endpoint_slice::reduce)),
             ),
-            self.watch(watcher::Config::default().fields(&own_name), |event| {
-                Change::Node(reduced(event, node::reduce))
+            self.watch(watcher::Config::default(), move |event| {
+                Change::Node(reduced(event, |node| node::reduce(node, &own)))
             }),
-            self.watch(watcher::Config::default().fields(&own_pods), move |event| {
-                Change::Pod(reduced(event, |pod| pod::reduce(pod, &node)))
+            self.watch(watcher::Config::default(), move |event| {
+                Change::Pod(reduced(event, |pod| pod::reduce(pod, &own_pods)))
+            }),
+            self.watch(watcher::Config::default(), |event| {
+                Change::Namespace(reduced(event, namespace::reduce))
+            }),
+            self.watch(watcher::Config::default(), |event| {
+                Change::NetworkPolicy(reduced(event, network_policy::reduce))
             }),
             self.watch_optional(|event| Change::ServiceCidr(reduced(event, service_cidr::reduce))),
+            self.watch_optional(|event| {
+                Change::ClusterNetworkPolicy(reduced(event, cluster_network_policy::reduce))
+            }),
         ]))
     }
 

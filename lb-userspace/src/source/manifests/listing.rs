@@ -9,9 +9,12 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 
 use super::parse::{Content, Object};
 use crate::world::{
-    Change, EndpointSlice, Event, Kind, Node, ObjectKey, Pod, Row, Service, ServiceCidr,
+    Change, EndpointSlice, Event, Kind, Namespace, Node, ObjectKey, Pod, Policy, Row, Service,
+    ServiceCidr,
     endpoint_slice::{self, SERVICE_NAME_LABEL},
-    node, pod, service, service_cidr,
+    namespace, node, pod,
+    policy::{cluster_network_policy, network_policy},
+    service, service_cidr,
 };
 
 /// How to write what only a cluster's controllers fill in.
@@ -25,6 +28,9 @@ pub struct Listing {
     nodes: BTreeMap<ObjectKey, Row<Node>>,
     pods: BTreeMap<ObjectKey, Row<Pod>>,
     service_cidrs: BTreeMap<ObjectKey, Row<ServiceCidr>>,
+    namespaces: BTreeMap<ObjectKey, Row<Namespace>>,
+    network_policies: BTreeMap<ObjectKey, Row<Policy>>,
+    cluster_network_policies: BTreeMap<ObjectKey, Row<Policy>>,
 }
 
 impl Listing {
@@ -66,6 +72,9 @@ impl Listing {
             nodes,
             pods,
             service_cidrs,
+            namespaces,
+            network_policies,
+            cluster_network_policies,
         } = self;
         let mut changes = Vec::new();
         // Backends first, so that a new service has them from the start.
@@ -83,6 +92,16 @@ impl Listing {
         }
         if before.is_none_or(|before| before.service_cidrs != *service_cidrs) {
             changes.extend(relist(service_cidrs).map(Change::ServiceCidr));
+        }
+        if before.is_none_or(|before| before.namespaces != *namespaces) {
+            changes.extend(relist(namespaces).map(Change::Namespace));
+        }
+        if before.is_none_or(|before| before.network_policies != *network_policies) {
+            changes.extend(relist(network_policies).map(Change::NetworkPolicy));
+        }
+        let policies = cluster_network_policies;
+        if before.is_none_or(|before| before.cluster_network_policies != *policies) {
+            changes.extend(relist(policies).map(Change::ClusterNetworkPolicy));
         }
         changes
     }
@@ -107,10 +126,21 @@ impl Listing {
                 row.problems.extend(missing_service_name(slice));
                 put(&mut self.slices, object, row);
             }
-            Content::Node(node) => put(&mut self.nodes, object, node::reduce(node)),
+            Content::Node(node) => put(&mut self.nodes, object, node::reduce(node, own_node)),
             Content::Pod(pod) => put(&mut self.pods, object, pod::reduce(pod, own_node)),
             Content::ServiceCidr(cidr) => {
                 put(&mut self.service_cidrs, object, service_cidr::reduce(cidr));
+            }
+            Content::Namespace(namespace) => {
+                put(&mut self.namespaces, object, namespace::reduce(namespace));
+            }
+            Content::NetworkPolicy(policy) => {
+                let row = network_policy::reduce(policy);
+                put(&mut self.network_policies, object, row);
+            }
+            Content::ClusterNetworkPolicy(policy) => {
+                let row = cluster_network_policy::reduce(policy);
+                put(&mut self.cluster_network_policies, object, row);
             }
         }
     }
@@ -128,6 +158,9 @@ impl Listing {
             Kind::Node => of(&mut self.nodes, &object.key),
             Kind::Pod => of(&mut self.pods, &object.key),
             Kind::ServiceCidr => of(&mut self.service_cidrs, &object.key),
+            Kind::Namespace => of(&mut self.namespaces, &object.key),
+            Kind::NetworkPolicy => of(&mut self.network_policies, &object.key),
+            Kind::ClusterNetworkPolicy => of(&mut self.cluster_network_policies, &object.key),
         }
     }
 
@@ -156,6 +189,9 @@ impl Object {
             Content::Node(_) => Kind::Node,
             Content::Pod(_) => Kind::Pod,
             Content::ServiceCidr(_) => Kind::ServiceCidr,
+            Content::Namespace(_) => Kind::Namespace,
+            Content::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Content::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
         }
     }
 
@@ -316,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pods_of_this_node_are_listed() {
+    fn the_pods_of_this_node_are_told_from_others() {
         let pod = |name: &str, node: &str| {
             format!(
                 "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, \
@@ -325,8 +361,28 @@ mod tests {
         };
         let listing = listing(&[("a", &[&pod("one", "n1"), &pod("two", "n2")])]);
         let world = world(&listing);
-        let names: Vec<_> = world.pods().map(|(key, _)| key.to_string()).collect();
-        assert_eq!(names, ["default/one"]);
+        let local = world.local_pods().map(|(key, ..)| key.to_string());
+        assert_eq!(local.collect::<Vec<_>>(), ["default/one"]);
+        assert_eq!(world.pods().count(), 2);
+    }
+
+    #[test]
+    fn policies_of_both_kinds_are_listed() {
+        let namespaced = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, \
+            metadata: {name: deny, namespace: shop}}";
+        let of_cluster = "{apiVersion: policy.networking.k8s.io/v1alpha2, \
+            kind: ClusterNetworkPolicy, metadata: {name: guard}, \
+            spec: {tier: Baseline, priority: 7, subject: {namespaces: {}}}}";
+        let namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}";
+        let listing = listing(&[("a", &[namespaced, of_cluster, namespace])]);
+        let world = world(&listing);
+        let names: Vec<_> = world.policies().map(|(name, _)| name.to_string()).collect();
+        assert_eq!(
+            names,
+            ["NetworkPolicy shop/deny", "ClusterNetworkPolicy guard"]
+        );
+        let labels = &world.namespace("shop").expect("the namespace").labels;
+        assert_eq!(labels["kubernetes.io/metadata.name"], "shop");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use serde_saphyr::{Options, Spanned, UserMessageFormatter};
 
 use super::directory::digest;
-use crate::world::ObjectKey;
+use crate::world::{ObjectKey, policy::cluster_network_policy::ClusterNetworkPolicy};
 
 /// What one file says.
 #[derive(Debug, Default)]
@@ -38,7 +38,13 @@ pub enum Content {
     Node(Box<core::Node>),
     Pod(Box<core::Pod>),
     ServiceCidr(Box<networking::ServiceCIDR>),
+    Namespace(Box<core::Namespace>),
+    NetworkPolicy(Box<networking::NetworkPolicy>),
+    ClusterNetworkPolicy(Box<ClusterNetworkPolicy>),
 }
+
+/// The label that the apiserver writes on each Namespace: its name.
+const NAMESPACE_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// Reads the documents of a file, which may be lists. After an error of syntax the rest of the file
 /// cannot be read; any other error spoils one object.
@@ -102,6 +108,13 @@ impl Parsed {
             ("v1", "Pod") => Object::read(document, NAMESPACED, pod),
             ("networking.k8s.io/v1", "ServiceCIDR") => {
                 Object::read(document, CLUSTER_SCOPED, service_cidr)
+            }
+            ("v1", "Namespace") => Object::read(document, CLUSTER_SCOPED, namespace),
+            ("networking.k8s.io/v1", "NetworkPolicy") => {
+                Object::read(document, NAMESPACED, network_policy)
+            }
+            ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
+                Object::read(document, CLUSTER_SCOPED, cluster_network_policy)
             }
             _ => {
                 self.ignored.insert(format!("{kind} ({version}): not read"));
@@ -206,6 +219,22 @@ fn pod(value: Value) -> Result<Content, String> {
 
 fn service_cidr(value: Value) -> Result<Content, String> {
     decode(value).map(Content::ServiceCidr)
+}
+
+fn namespace(value: Value) -> Result<Content, String> {
+    let mut namespace: Box<core::Namespace> = decode(value)?;
+    let name = namespace.metadata.name.clone().unwrap_or_default();
+    let labels = namespace.metadata.labels.get_or_insert_default();
+    labels.insert(NAMESPACE_LABEL.to_owned(), name);
+    Ok(Content::Namespace(namespace))
+}
+
+fn network_policy(value: Value) -> Result<Content, String> {
+    decode(value).map(Content::NetworkPolicy)
+}
+
+fn cluster_network_policy(value: Value) -> Result<Content, String> {
+    decode(value).map(Content::ClusterNetworkPolicy)
 }
 
 fn decode<T: DeserializeOwned>(value: Value) -> Result<Box<T>, String> {
