@@ -103,7 +103,7 @@ fn without_ethernet(ctx: TcContext, direction: Direction) -> i32 {
 fn run(stages: &mut impl Stages) -> Verdict {
     let step = cross(stages);
     match scratch() {
-        Some(scratch) => verdict(&KernelTables, scratch, step),
+        Some(scratch) => verdict(scratch, step),
         None => Verdict::Pass,
     }
 }

@@ -46,7 +46,7 @@ macro_rules! skb_stage {
 
 /// Defines a stage for frames.
 macro_rules! xdp_stage {
-    ($name:ident, $stage:path) => {
+    ($name:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $name(ctx: *mut xdp_md) -> u32 {
@@ -54,98 +54,108 @@ macro_rules! xdp_stage {
                 return Step::Pass as u32;
             };
             let mut frame = Frame::new(XdpContext::new(ctx));
-            $stage(&mut frame, &KernelTables, scratch) as u32
+            pipeline::$name(&mut frame, &KernelTables, scratch) as u32
         }
     };
 }
 
-skb_stage!(read_ethernet, ETHERNET, pipeline::read);
-skb_stage!(open_ethernet, ETHERNET, pipeline::open);
-skb_stage!(send_ethernet, ETHERNET, pipeline::send);
-skb_stage!(error_ethernet, ETHERNET, pipeline::error);
-skb_stage!(answer_ethernet, ETHERNET, pipeline::answer);
-
-skb_stage!(read_ip, 0, pipeline::read);
-skb_stage!(open_ip, 0, pipeline::open);
-skb_stage!(send_ip, 0, pipeline::send);
-skb_stage!(error_ip, 0, pipeline::error);
-skb_stage!(answer_ip, 0, pipeline::answer);
-
-xdp_stage!(read_frame, pipeline::read_frame);
-xdp_stage!(open_frame, pipeline::open_frame);
-xdp_stage!(send_frame, pipeline::send_frame);
-
-/// A socket buffer with an Ethernet header.
-pub struct Ethernet {
-    pub context: *mut __sk_buff,
-    pub direction: Direction,
+/// Defines a stage that does not look at the packet: of a context that it does not use the compiler
+/// would pass anything.
+macro_rules! blind_stage {
+    ($name:ident, $stage:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name() -> u32 {
+            let Some(scratch) = scratch() else {
+                return Step::Pass as u32;
+            };
+            pipeline::$stage(&KernelTables, scratch) as u32
+        }
+    };
 }
 
-impl Stages for Ethernet {
-    #[inline(always)]
-    fn read(&mut self) -> Step {
-        Step::of(read_ethernet(self.context, self.direction as u32))
-    }
+blind_stage!(judge_flow, judge);
+blind_stage!(record_flow, record);
+blind_stage!(lose_packet, lose);
+blind_stage!(find_frame, find_frame);
+blind_stage!(open_frame, open_frame);
+blind_stage!(record_frame, record_frame);
 
-    #[inline(always)]
-    fn open(&mut self) -> Step {
-        Step::of(open_ethernet(self.context, self.direction as u32))
-    }
+/// Defines the stages of a kind of socket buffer.
+macro_rules! skb_stages {
+    ($(#[$doc:meta])* $kind:ident, $network:expr; $($stage:ident: $name:ident),+) => {
+        $( skb_stage!($name, $network, pipeline::$stage); )+
 
-    #[inline(always)]
-    fn send(&mut self) -> Step {
-        Step::of(send_ethernet(self.context, self.direction as u32))
-    }
+        $(#[$doc])*
+        pub struct $kind {
+            pub context: *mut __sk_buff,
+            pub direction: Direction,
+        }
 
-    #[inline(always)]
-    fn error(&mut self) -> Step {
-        Step::of(error_ethernet(self.context, self.direction as u32))
-    }
+        impl Stages for $kind {
+            $(
+                #[inline(always)]
+                fn $stage(&mut self) -> Step {
+                    Step::of($name(self.context, self.direction as u32))
+                }
+            )+
 
-    #[inline(always)]
-    fn answer(&mut self) -> Step {
-        Step::of(answer_ethernet(self.context, self.direction as u32))
-    }
+            #[inline(always)]
+            fn judge(&mut self) -> Step {
+                Step::of(judge_flow())
+            }
+
+            #[inline(always)]
+            fn record(&mut self) -> Step {
+                Step::of(record_flow())
+            }
+
+            #[inline(always)]
+            fn lose(&mut self) -> Step {
+                Step::of(lose_packet())
+            }
+        }
+    };
 }
 
-/// A socket buffer that begins with its IP header.
-pub struct Ip {
-    pub context: *mut __sk_buff,
-    pub direction: Direction,
-}
+skb_stages!(
+    /// A socket buffer with an Ethernet header.
+    Ethernet, ETHERNET;
+    read: read_ethernet,
+    check: check_ethernet,
+    find: find_ethernet,
+    open: open_ethernet,
+    choose: choose_ethernet,
+    send: send_ethernet,
+    quote: quote_ethernet,
+    relay: relay_ethernet,
+    answer: answer_ethernet
+);
 
-impl Stages for Ip {
-    #[inline(always)]
-    fn read(&mut self) -> Step {
-        Step::of(read_ip(self.context, self.direction as u32))
-    }
-
-    #[inline(always)]
-    fn open(&mut self) -> Step {
-        Step::of(open_ip(self.context, self.direction as u32))
-    }
-
-    #[inline(always)]
-    fn send(&mut self) -> Step {
-        Step::of(send_ip(self.context, self.direction as u32))
-    }
-
-    #[inline(always)]
-    fn error(&mut self) -> Step {
-        Step::of(error_ip(self.context, self.direction as u32))
-    }
-
-    #[inline(always)]
-    fn answer(&mut self) -> Step {
-        Step::of(answer_ip(self.context, self.direction as u32))
-    }
-}
+skb_stages!(
+    /// A socket buffer that begins with its IP header.
+    Ip, 0;
+    read: read_ip,
+    check: check_ip,
+    find: find_ip,
+    open: open_ip,
+    choose: choose_ip,
+    send: send_ip,
+    quote: quote_ip,
+    relay: relay_ip,
+    answer: answer_ip
+);
 
 /// A frame at the XDP hook.
 pub struct Xdp {
     pub context: *mut xdp_md,
 }
 
+xdp_stage!(read_frame);
+xdp_stage!(choose_frame);
+xdp_stage!(send_frame);
+
+/// What is not for frames is for the socket buffer's program to do.
 impl Stages for Xdp {
     #[inline(always)]
     fn read(&mut self) -> Step {
@@ -153,8 +163,33 @@ impl Stages for Xdp {
     }
 
     #[inline(always)]
+    fn check(&mut self) -> Step {
+        Step::Pass
+    }
+
+    #[inline(always)]
+    fn find(&mut self) -> Step {
+        Step::of(find_frame())
+    }
+
+    #[inline(always)]
     fn open(&mut self) -> Step {
-        Step::of(open_frame(self.context))
+        Step::of(open_frame())
+    }
+
+    #[inline(always)]
+    fn choose(&mut self) -> Step {
+        Step::of(choose_frame(self.context))
+    }
+
+    #[inline(always)]
+    fn judge(&mut self) -> Step {
+        Step::Pass
+    }
+
+    #[inline(always)]
+    fn record(&mut self) -> Step {
+        Step::of(record_frame())
     }
 
     #[inline(always)]
@@ -162,14 +197,23 @@ impl Stages for Xdp {
         Step::of(send_frame(self.context))
     }
 
-    /// Errors and answers are for the socket buffer's program.
     #[inline(always)]
-    fn error(&mut self) -> Step {
+    fn quote(&mut self) -> Step {
+        Step::Pass
+    }
+
+    #[inline(always)]
+    fn relay(&mut self) -> Step {
         Step::Pass
     }
 
     #[inline(always)]
     fn answer(&mut self) -> Step {
         Step::Pass
+    }
+
+    #[inline(always)]
+    fn lose(&mut self) -> Step {
+        Step::of(lose_packet())
     }
 }

@@ -6,10 +6,13 @@ use super::{CLIENT, Cast, Node, casts, wire};
 use crate::{
     address::Address,
     endpoint::{Device, Endpoint},
+    enforce::Standing,
+    event::{Event, TallyKey},
     flow::{Direction, Flow, FlowKey},
     fragment::{FragmentKey, Ports},
     headers::{SYN, TCP, UDP},
     memory::MemoryTables,
+    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
     tables::{FlowTable, NotInserted, Note, Tables},
@@ -79,6 +82,27 @@ impl Tables for Raced<'_> {
     fn set_fragment(&self, key: &FragmentKey, ports: &Ports) {
         self.tables.set_fragment(key, ports);
     }
+    fn standing(&self, slot: u32) -> Standing {
+        self.tables.standing(slot)
+    }
+    fn guard(&self, slot: u32) -> Guard {
+        self.tables.guard(slot)
+    }
+    fn peer_epoch(&self, place: u32) -> u32 {
+        self.tables.peer_epoch(place)
+    }
+    fn identity(&self, address: &Address) -> u32 {
+        self.tables.identity(address)
+    }
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        self.tables.class(key)
+    }
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        self.tables.rule(key)
+    }
+    fn is_source(&self, key: &SourceKey) -> bool {
+        self.tables.is_source(key)
+    }
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
         self.tables.look(table, key, at)
     }
@@ -104,6 +128,18 @@ impl Tables for Raced<'_> {
     }
     fn count(&self, reason: Reason) {
         self.tables.count(reason);
+    }
+    fn may_report(&self, now: u64) -> bool {
+        self.tables.may_report(now)
+    }
+    fn report(&self, event: &Event) -> bool {
+        self.tables.report(event)
+    }
+    fn count_lost_event(&self) {
+        self.tables.count_lost_event();
+    }
+    fn tally(&self, key: &TallyKey) {
+        self.tables.tally(key);
     }
     fn now(&self) -> u64 {
         self.tables.now()
