@@ -4,7 +4,9 @@ use crate::{
     address::{Address, HAIRPIN_V4, HAIRPIN_V6, LOOPBACK_V6, UNSPECIFIED, is_v4, unmap_v4},
     affinity::{self, Rows},
     conntrack::{Recorded, record},
-    flow::{Direction, Flow, Tuple, Way},
+    endpoint::WIRE,
+    flow::{Direction, Flow, Judging, Tuple, Way},
+    headers::{ACK, FIN, RST, SYN, TCP},
     packet::{Packet, Route},
     reason::Reason,
     scratch::Scratch,
@@ -306,6 +308,53 @@ pub fn direct(scratch: &mut Scratch, twin: Direction, peer: Peer) -> Opened {
     (flow.backend, flow.generation, flow.service) = (NO_BACKEND, 0, NO_SERVICE);
     follow(flow, peer, 0);
     Opened::Decided
+}
+
+/// Whether a segment without a flow is of a connection that may be followed from here on, so that it
+/// outlives the day on which policy isolates its pod. Not where policy does already: there nobody
+/// opens anything but by a handshake. Nor through services, whose connections others translate.
+#[inline(always)]
+pub fn may_adopt<T: Tables>(tables: &T, scratch: &Scratch) -> bool {
+    let Scratch {
+        key,
+        headers,
+        standing,
+        ..
+    } = scratch;
+    if key.owner == WIRE
+        || standing.is_isolated()
+        || key.protocol != TCP
+        || headers.flags & (SYN | ACK | FIN | RST) != ACK
+    {
+        return false;
+    }
+    let Tuple {
+        source,
+        destination,
+        source_port,
+        destination_port,
+    } = &key.tuple;
+    let (peer, port) = if key.direction == Direction::FromPod as u8 {
+        (destination, *destination_port)
+    } else {
+        (source, *source_port)
+    };
+    matches!(
+        target(tables, peer, port, key.protocol),
+        None | Some(Target::NodeAddress { .. })
+    )
+}
+
+/// Follows a connection that is older than us: it goes on as it went, and policy may allow it by
+/// either side's having opened it.
+#[inline(always)]
+pub fn adopt(scratch: &mut Scratch, direction: Direction) -> Opened {
+    scratch.flow.judging = Judging::Either as u8;
+    let twin = match direction {
+        Direction::FromPod => Direction::ToPod,
+        _ => Direction::FromPod,
+    };
+    direct(scratch, twin, Peer::ROUTED)
 }
 
 /// Finds what a client that dials a frontend of a service may choose from.

@@ -313,6 +313,9 @@ fn tracked<P: Packet, T: Tables>(
     }
     // A connection older than us lives on in the kernel's own tracking.
     if !scratch.headers.opens() {
+        if found.is_none() && balance::may_adopt(tables, scratch) {
+            return Step::Open;
+        }
         return unknown(packet, tables, scratch, direction, Reason::OutOfState);
     }
     if let Some(table) = found {
@@ -414,6 +417,9 @@ pub fn open<P: Packet, T: Tables>(
 ) -> Step {
     begin(scratch);
     let opened = match direction {
+        Direction::FromPod | Direction::ToPod if !scratch.headers.opens() => {
+            balance::adopt(scratch, direction)
+        }
         Direction::ToPod => {
             if is_from_node(packet, tables, scratch) {
                 scratch.flow.judging = Judging::Nobody as u8;
