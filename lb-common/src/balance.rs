@@ -4,7 +4,9 @@ use crate::{
     address::{Address, HAIRPIN_V4, HAIRPIN_V6, LOOPBACK_V6, UNSPECIFIED, is_v4, unmap_v4},
     affinity::{self, Rows},
     conntrack::{Recorded, record},
-    flow::{Direction, Flow, Tuple, Way},
+    endpoint::WIRE,
+    flow::{Direction, Flow, Judging, Tuple, Way},
+    headers::{ACK, FIN, RST, SYN, TCP},
     packet::{Packet, Route},
     reason::Reason,
     scratch::Scratch,
@@ -18,6 +20,8 @@ use crate::{
 /// How many backends, and then how many client ports, are tried for a reply key that is free.
 const BACKENDS_TRIED: u32 = 3;
 const PORTS_TRIED: u32 = 4;
+/// How often something is chosen at most, and once more that nothing is left.
+pub const MOST_CHOICES: u32 = BACKENDS_TRIED + PORTS_TRIED + 1;
 
 /// The ports that forwarded flows get on the node's own addresses: below the usual NodePorts and the
 /// ports that Linux gives its own connections, above those of system services (RFC 6335, 6).
@@ -82,12 +86,73 @@ impl Client {
 /// What came of opening a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// It is `scratch.flow`.
-    Yes,
+    /// It is to be recorded: `scratch.flow`, of which all is decided.
+    Decided,
+    /// One of `scratch.choice` is to be chosen: [`choose`].
+    Choose,
     /// Nothing to remember and nothing to change.
     Untracked,
     Refused(Reason),
     Dropped(Reason),
+}
+
+/// What there is to choose from for a flow that opens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Row of the header of the service's extent.
+    first: u32,
+    list: Window,
+    /// The place in the list that was tried first.
+    start: u32,
+    /// How often something has been chosen that could not be had.
+    attempt: u32,
+    subject: Subject,
+    /// Whether the client keeps its backend, and had one.
+    affine: bool,
+    recalled: bool,
+}
+
+/// What is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    /// Nothing: there is one way to go.
+    Nothing,
+    /// A port of the node.
+    Port,
+    /// A backend.
+    Backend,
+}
+
+impl Choice {
+    /// Nothing to choose.
+    pub const NONE: Self = Self {
+        first: 0,
+        list: Window { first: 0, count: 0 },
+        start: 0,
+        attempt: 0,
+        subject: Subject::Nothing,
+        affine: false,
+        recalled: false,
+    };
+
+    /// Goes on to what is tried next; an error says why nothing is left.
+    #[inline(always)]
+    fn next(&mut self, way: u8) -> Result<(), Reason> {
+        self.attempt += 1;
+        let (most, over) = match self.subject {
+            Subject::Backend if way != Way::Forward as u8 => {
+                (BACKENDS_TRIED + PORTS_TRIED, Reason::FlowCollision)
+            }
+            Subject::Backend => (BACKENDS_TRIED + PORTS_TRIED, Reason::PortsExhausted),
+            Subject::Port | Subject::Nothing => (1 + PORTS_TRIED, Reason::PortsExhausted),
+        };
+        if self.attempt < most {
+            Ok(())
+        } else {
+            Err(over)
+        }
+    }
 }
 
 /// What a destination leads to; `None` where it is none of ours.
@@ -173,14 +238,9 @@ pub fn admits<T: Tables>(
         })
 }
 
-/// Opens the flow of a packet from `client`.
+/// Opens the flow of a packet from somebody on this `side`.
 #[inline(always)]
-pub fn open<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    client: Client,
-) -> Opened {
+pub fn open<T: Tables>(tables: &T, scratch: &mut Scratch, side: Side) -> Opened {
     let Tuple {
         destination,
         destination_port,
@@ -188,23 +248,16 @@ pub fn open<P: Packet, T: Tables>(
     } = &scratch.key.tuple;
     match target(tables, destination, *destination_port, scratch.key.protocol) {
         Some(target) if !matches!(target, Target::NodeAddress { .. }) => {
-            if client.side == Side::Outside && is_lie(tables, &scratch.key.tuple.source) {
+            if side == Side::Outside && is_lie(tables, &scratch.key.tuple.source) {
                 return Opened::Dropped(Reason::SpoofedSource);
             }
             match target {
-                Target::Service { index, kind } => {
-                    let opening = Opening {
-                        client,
-                        index,
-                        kind,
-                    };
-                    to_service(packet, tables, scratch, &opening)
-                }
+                Target::Service { index, kind } => to_service(tables, scratch, side, index, kind),
                 _ => Opened::Refused(Reason::UndefinedPort),
             }
         }
         None if is_unallocated(tables, destination) => Opened::Dropped(Reason::UnallocatedAddress),
-        _ => plain(tables, scratch, client),
+        _ => plain(tables, scratch, side),
     }
 }
 
@@ -223,76 +276,96 @@ fn is_unallocated<T: Tables>(tables: &T, address: &Address) -> bool {
 
 /// Opens a flow to something that is no service.
 #[inline(always)]
-fn plain<T: Tables>(tables: &T, scratch: &mut Scratch, client: Client) -> Opened {
-    match client.side {
-        Side::Pod => direct(tables, scratch, Direction::ToPod, Peer::ROUTED),
+fn plain<T: Tables>(tables: &T, scratch: &mut Scratch, side: Side) -> Opened {
+    match side {
+        Side::Pod => direct(scratch, Direction::ToPod, Peer::ROUTED),
         Side::Outside => Opened::Untracked,
         Side::Host => from_forwarded_port(tables, scratch),
     }
 }
 
-/// Records a flow that leaves by a port that flows we forward may have, and moves it to another port
-/// where one has it already.
+/// Follows a flow that leaves by a port that flows we forward may have, so that it can be moved to
+/// another port where one has it already.
 #[inline(always)]
 pub fn from_forwarded_port<T: Tables>(tables: &T, scratch: &mut Scratch) -> Opened {
     let tuple = &scratch.key.tuple;
     if !FORWARDED_PORTS.contains(&tuple.source_port) || !is_own(tables, &tuple.source) {
         return Opened::Untracked;
     }
-    for attempt in 0..=PORTS_TRIED {
-        let Scratch { key, flow, .. } = scratch;
-        flow.to = key.tuple;
-        if attempt > 0 {
-            flow.to.source_port = forwarded_port(tables.random());
-        }
-        flow.twin = Direction::FromWire as u8;
-        (flow.backend, flow.generation, flow.service) = (NO_BACKEND, 0, NO_SERVICE);
-        follow(flow, Peer::ROUTED, 0);
-        match record(tables, scratch) {
-            Recorded::Yes => return Opened::Yes,
-            Recorded::Taken => {}
-            Recorded::Full => return Opened::Untracked,
-        }
-    }
-    Opened::Dropped(Reason::PortsExhausted)
+    scratch.choice = Choice {
+        subject: Subject::Port,
+        ..Choice::NONE
+    };
+    direct(scratch, Direction::FromWire, Peer::ROUTED)
 }
 
-/// Opens a flow that no service translates, whose replies are met at `twin`.
+/// Has a flow go as no service translates it; its replies are met at `twin`.
 #[inline(always)]
-pub fn direct<T: Tables>(tables: &T, scratch: &mut Scratch, twin: Direction, peer: Peer) -> Opened {
+pub fn direct(scratch: &mut Scratch, twin: Direction, peer: Peer) -> Opened {
     let Scratch { key, flow, .. } = scratch;
     flow.to = key.tuple;
     flow.twin = twin as u8;
     (flow.backend, flow.generation, flow.service) = (NO_BACKEND, 0, NO_SERVICE);
     follow(flow, peer, 0);
-    match record(tables, scratch) {
-        Recorded::Yes => Opened::Yes,
-        // It needs no translation, so it can do without an entry.
-        Recorded::Taken | Recorded::Full => Opened::Untracked,
+    Opened::Decided
+}
+
+/// Whether a segment without a flow is of a connection that may be followed from here on, so that it
+/// outlives the day on which policy isolates its pod. Not where policy does already: there nobody
+/// opens anything but by a handshake. Nor through services, whose connections others translate.
+#[inline(always)]
+pub fn may_adopt<T: Tables>(tables: &T, scratch: &Scratch) -> bool {
+    let Scratch {
+        key,
+        headers,
+        standing,
+        ..
+    } = scratch;
+    if key.owner == WIRE
+        || standing.is_isolated()
+        || key.protocol != TCP
+        || headers.flags & (SYN | ACK | FIN | RST) != ACK
+    {
+        return false;
     }
+    let Tuple {
+        source,
+        destination,
+        source_port,
+        destination_port,
+    } = &key.tuple;
+    let (peer, port) = if key.direction == Direction::FromPod as u8 {
+        (destination, *destination_port)
+    } else {
+        (source, *source_port)
+    };
+    matches!(
+        target(tables, peer, port, key.protocol),
+        None | Some(Target::NodeAddress { .. })
+    )
 }
 
-/// A client that dials a frontend of a service.
-#[derive(Clone, Copy, Debug)]
-struct Opening {
-    client: Client,
-    /// Of the service.
-    index: u32,
-    kind: FrontendKind,
+/// Follows a connection that is older than us: it goes on as it went, and policy may allow it by
+/// either side's having opened it.
+#[inline(always)]
+pub fn adopt(scratch: &mut Scratch, direction: Direction) -> Opened {
+    scratch.flow.judging = Judging::Either as u8;
+    let twin = match direction {
+        Direction::FromPod => Direction::ToPod,
+        _ => Direction::FromPod,
+    };
+    direct(scratch, twin, Peer::ROUTED)
 }
 
+/// Finds what a client that dials a frontend of a service may choose from.
 #[inline(never)]
-fn to_service<P: Packet, T: Tables>(
-    packet: &mut P,
+fn to_service<T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
-    opening: &Opening,
+    side: Side,
+    index: u32,
+    kind: FrontendKind,
 ) -> Opened {
-    let Opening {
-        client,
-        index,
-        kind,
-    } = *opening;
     let first = tables.extent(index).map_or(0, |extent| extent.first);
     scratch.header = match tables.backend(first) {
         Some(header) if first != 0 => header,
@@ -301,7 +374,7 @@ fn to_service<P: Packet, T: Tables>(
     if !admits(tables, &scratch.header, kind, &scratch.key.tuple.source) {
         return Opened::Dropped(Reason::SourceRange);
     }
-    let list = match list(&scratch.header, kind, client.side != Side::Outside) {
+    let list = match list(&scratch.header, kind, side != Side::Outside) {
         Ok(list) => list,
         Err(Reason::NoLocalEndpoints) => return Opened::Dropped(Reason::NoLocalEndpoints),
         Err(reason) => return Opened::Refused(reason),
@@ -320,46 +393,93 @@ fn to_service<P: Packet, T: Tables>(
     } else {
         None
     };
-    let start = recalled.map_or_else(|| pick(tables.random(), list.count), |row| row - list.first);
     scratch.flow.service = index;
-    for attempt in 0..BACKENDS_TRIED + PORTS_TRIED {
-        // Who has affinity gets another port rather than another backend.
-        let (step, new_port) = match recalled {
-            Some(_) => (0, attempt > 0),
-            None => (attempt, attempt >= BACKENDS_TRIED),
-        };
-        let row = first + 1 + list.first + (start + step) % list.count;
-        scratch.backend = match tables.backend(row) {
-            Some(backend) => backend,
-            None => return Opened::Refused(Reason::NoEndpoints),
-        };
-        match choose(packet, tables, scratch, client, new_port) {
-            Chosen::Yes => {}
-            Chosen::Taken => continue,
-            Chosen::Unreachable => return Opened::Dropped(Reason::NoRoute),
-        }
-        match record(tables, scratch) {
-            Recorded::Yes => {
-                if affine {
-                    let Scratch {
-                        session,
-                        backend,
-                        now,
-                        ..
-                    } = &*scratch;
-                    affinity::remember(tables, session, &backend.address, backend.port, *now);
-                }
-                return Opened::Yes;
-            }
-            Recorded::Taken => {}
-            Recorded::Full => return Opened::Dropped(Reason::FlowTableFull),
-        }
+    scratch.choice = Choice {
+        first,
+        list,
+        start: recalled.map_or_else(|| pick(tables.random(), list.count), |row| row - list.first),
+        attempt: 0,
+        subject: Subject::Backend,
+        affine,
+        recalled: recalled.is_some(),
+    };
+    Opened::Choose
+}
+
+/// Chooses where a flow goes that `client` opens, of what `scratch.choice` has.
+#[inline(always)]
+pub fn choose<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    client: Client,
+) -> Opened {
+    let Choice {
+        first,
+        list,
+        start,
+        attempt,
+        subject,
+        recalled,
+        ..
+    } = scratch.choice;
+    if subject != Subject::Backend {
+        scratch.flow.to.source_port = forwarded_port(tables.random());
+        return Opened::Decided;
     }
-    Opened::Dropped(if scratch.flow.way == Way::Forward as u8 {
-        Reason::PortsExhausted
+    // Who has affinity gets another port rather than another backend.
+    let (step, new_port) = if recalled {
+        (0, attempt > 0)
     } else {
-        Reason::FlowCollision
-    })
+        (attempt, attempt >= BACKENDS_TRIED)
+    };
+    // The verifier does not know that a list to choose from has something in it.
+    let row = first + 1 + list.first + (start + step) % list.count.max(1);
+    scratch.backend = match tables.backend(row) {
+        Some(backend) => backend,
+        None => return Opened::Refused(Reason::NoEndpoints),
+    };
+    match go_to_backend(packet, tables, scratch, client, new_port) {
+        Chosen::Yes => Opened::Decided,
+        Chosen::Taken => again(scratch),
+        Chosen::Unreachable => Opened::Dropped(Reason::NoRoute),
+    }
+}
+
+/// Has something else chosen, if anything is left.
+#[inline(always)]
+fn again(scratch: &mut Scratch) -> Opened {
+    match scratch.choice.next(scratch.flow.way) {
+        Ok(()) => Opened::Choose,
+        Err(reason) => Opened::Dropped(reason),
+    }
+}
+
+/// Records the flow that was decided; `None` where it goes the way that `scratch.flow` now says.
+#[inline(always)]
+pub fn settle<T: Tables>(tables: &T, scratch: &mut Scratch) -> Option<Opened> {
+    let Choice {
+        subject, affine, ..
+    } = scratch.choice;
+    match (record(tables, scratch), subject) {
+        (Recorded::Yes, _) => {
+            if affine {
+                let Scratch {
+                    session,
+                    backend,
+                    now,
+                    ..
+                } = &*scratch;
+                affinity::remember(tables, session, &backend.address, backend.port, *now);
+            }
+            None
+        }
+        // It needs no translation, so it can do without an entry.
+        (Recorded::Taken, Subject::Nothing)
+        | (Recorded::Full, Subject::Nothing | Subject::Port) => Some(Opened::Untracked),
+        (Recorded::Taken, Subject::Port | Subject::Backend) => Some(again(scratch)),
+        (Recorded::Full, Subject::Backend) => Some(Opened::Dropped(Reason::FlowTableFull)),
+    }
 }
 
 /// What came of choosing a backend.
@@ -373,7 +493,7 @@ enum Chosen {
 
 /// Makes the flow one to `scratch.backend`.
 #[inline(always)]
-fn choose<P: Packet, T: Tables>(
+fn go_to_backend<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,

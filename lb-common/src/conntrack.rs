@@ -12,7 +12,7 @@
 
 use crate::{
     flow::{Direction, FlowKey, Tuple},
-    headers::{ACK, FIN, RST, SYN, UDP},
+    headers::{ACK, FIN, Kind, RST, SYN, shakes_hands},
     reason::Reason,
     scratch::Scratch,
     service::{FrontendKey, NO_BACKEND},
@@ -46,7 +46,7 @@ pub fn starts_afresh<T: Tables>(tables: &T, scratch: &Scratch, table: FlowTable)
         ..
     } = scratch;
     let answers = flow.opener == 0;
-    if !headers.opens() || (answers && headers.protocol == UDP) {
+    if !headers.opens() || (answers && !shakes_hands(headers.protocol)) {
         return false;
     }
     if flow.over(table, key.protocol, *now) {
@@ -59,6 +59,7 @@ pub fn starts_afresh<T: Tables>(tables: &T, scratch: &Scratch, table: FlowTable)
         return tables.generation(flow.backend) != flow.generation;
     }
     flow.answered == 0
+        && headers.kind == Kind::Transport
         && key.direction == Direction::FromPod as u8
         && tables
             .frontend(&FrontendKey::whole_address(key.tuple.destination))
@@ -112,8 +113,9 @@ fn advance_unsettled<T: Tables>(
     }
     let flow = &scratch.flow;
     let opener = flow.opener == 1;
-    // A handshake is complete when the opener has seen the answer; a datagram's answer is enough.
-    let two_way = if scratch.key.protocol != UDP {
+    // A handshake is complete when the opener has seen the answer; where there is none, an answer
+    // is enough.
+    let two_way = if shakes_hands(scratch.key.protocol) {
         opener && flow.answered == 1 && flags & (SYN | ACK) == ACK
     } else {
         !opener
@@ -125,6 +127,15 @@ fn advance_unsettled<T: Tables>(
         both(Note::Answered);
     }
     Ok(())
+}
+
+/// Notes for both entries that policy allows the flow as of these epochs.
+#[inline(always)]
+pub fn allow<T: Tables>(tables: &T, scratch: &mut Scratch, epochs: u64) {
+    scratch.flow.epochs = epochs;
+    scratch.reflect();
+    tables.note(scratch.table, &scratch.key, Note::Judged(epochs));
+    tables.note(scratch.table, &scratch.twin_key, Note::Judged(epochs));
 }
 
 /// Notes that a packet has passed, for both entries; a twin that is gone is made again.

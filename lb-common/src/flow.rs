@@ -2,7 +2,7 @@
 
 use crate::{
     address::{Address, UNSPECIFIED},
-    headers::{SCTP, UDP},
+    headers::{SCTP, shakes_hands},
     packet::Packet,
     tables::FlowTable,
 };
@@ -51,7 +51,20 @@ pub enum Way {
     Host = 4,
 }
 
-/// Source and destination of a packet.
+/// What policy has to say of a flow.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judging {
+    /// Whether its opener may open it.
+    Opener = 0,
+    /// Nothing: it is one of the node's own processes that opened it.
+    Nobody = 1,
+    /// Whether either side may open it: it is older than us, and nobody saw which did.
+    Either = 2,
+}
+
+/// Source and destination of a packet, or where a protocol has no ports, what stands for them: see
+/// [`crate::headers::Headers::parse`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tuple {
@@ -190,6 +203,9 @@ impl FlowKey {
 pub struct Flow {
     /// When a packet last passed either way, to the second: CLOCK_MONOTONIC in nanoseconds.
     pub last_seen: u64,
+    /// What policy said holds while the epochs are these: the endpoint's in the upper half, the
+    /// peer's in the lower. 0 where policy has not been asked.
+    pub epochs: u64,
     /// The tuple that the packet leaves with.
     pub to: Tuple,
     /// The interface that [`Self::way`] speaks of; 0 where it speaks of none.
@@ -220,17 +236,19 @@ pub struct Flow {
     pub twin_fin: u8,
     /// 1 once either way has seen a RST.
     pub reset: u8,
-    pub _pad: u8,
+    /// A [`Judging`].
+    pub judging: u8,
 }
 
 const _: () = assert!(size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<FlowKey>() == 44);
-const _: () = assert!(size_of::<Flow>() == 80);
+const _: () = assert!(size_of::<Flow>() == 88);
 
 impl Flow {
     /// The flow of nothing.
     pub const NONE: Self = Self {
         last_seen: 0,
+        epochs: 0,
         to: Tuple::NONE,
         interface: 0,
         backend: 0,
@@ -246,7 +264,7 @@ impl Flow {
         fin: 0,
         twin_fin: 0,
         reset: 0,
-        _pad: 0,
+        judging: 0,
     };
 
     /// Whether packets of this entry that cross an interface in `direction` go on as [`Self::way`]
@@ -273,8 +291,8 @@ impl Flow {
     #[inline(always)]
     pub fn state(&self, table: FlowTable, protocol: u8) -> State {
         match (table, protocol) {
-            (FlowTable::HalfOpen, UDP) => State::OneWay,
-            (FlowTable::Flows, UDP) => State::TwoWay,
+            (FlowTable::HalfOpen, protocol) if !shakes_hands(protocol) => State::OneWay,
+            (FlowTable::Flows, protocol) if !shakes_hands(protocol) => State::TwoWay,
             _ if self.reset == 1 || self.fin + self.twin_fin == 2 => State::Closing,
             (FlowTable::HalfOpen, _) => State::HalfOpen,
             (FlowTable::Flows, SCTP) => State::Associated,
@@ -306,7 +324,7 @@ pub enum State {
     Associated,
     /// TCP or SCTP, closed both ways or reset.
     Closing,
-    /// UDP, not answered.
+    /// UDP, or another protocol without connections, not answered.
     OneWay,
     TwoWay,
 }

@@ -23,6 +23,13 @@ pub const ACK: u8 = 0x10;
 /// is nothing that a service can be found for.
 pub const MAX_EXTENSIONS: usize = 6;
 
+/// ICMPv6 types (RFC 4861, 4).
+pub const ROUTER_SOLICITATION: u8 = 133;
+pub const ROUTER_ADVERTISEMENT: u8 = 134;
+pub const NEIGHBOUR_SOLICITATION: u8 = 135;
+pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+pub const REDIRECT: u8 = 137;
+
 /// What an IP header says beside its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ip {
@@ -79,8 +86,8 @@ pub trait Family {
     /// not of this family.
     fn parse<P: Packet>(packet: &P, offset: usize, tuple: &mut Tuple) -> Option<Ip>;
 
-    /// Whether an ICMP type is an error that quotes a packet.
-    fn is_error(icmp_type: u8) -> bool;
+    /// What an ICMP type is to us.
+    fn message(icmp_type: u8) -> Message;
 
     /// How often the packet may still be forwarded.
     fn hop_limit<P: Packet>(packet: &P) -> Option<u8>;
@@ -101,6 +108,22 @@ pub trait Family {
     /// destination of `answered` to its source; `payload` bytes in all will follow it, of which
     /// the packet has all but the ICMP header's eight.
     fn prepend_error<P: Packet>(packet: &mut P, answered: &Tuple, payload: usize) -> Option<()>;
+}
+
+/// What an ICMP message is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// It quotes a packet.
+    Error,
+    /// It asks something, by an identifier.
+    Request,
+    /// It answers.
+    Reply,
+    /// It keeps a link going, and is from that link if it has this hop limit.
+    Link {
+        hop_limit: u8,
+    },
+    Other,
 }
 
 /// What changed addresses mean to checksums elsewhere.
@@ -149,9 +172,15 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn is_error(icmp_type: u8) -> bool {
-        // Destination unreachable, time exceeded, parameter problem (RFC 792).
-        matches!(icmp_type, 3 | 11 | 12)
+    fn message(icmp_type: u8) -> Message {
+        match icmp_type {
+            // Destination unreachable, time exceeded, parameter problem (RFC 792).
+            3 | 11 | 12 => Message::Error,
+            // Echo, timestamp, information (RFC 792), address mask (RFC 950).
+            8 | 13 | 15 | 17 => Message::Request,
+            0 | 14 | 16 | 18 => Message::Reply,
+            _ => Message::Other,
+        }
     }
 
     #[inline(always)]
@@ -283,9 +312,19 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn is_error(icmp_type: u8) -> bool {
-        // RFC 4443, 2.1: errors have the high bit clear; 1 to 4 are defined.
-        matches!(icmp_type, 1..=4)
+    fn message(icmp_type: u8) -> Message {
+        match icmp_type {
+            // RFC 4443, 2.1: errors have the high bit clear; 1 to 4 are defined.
+            1..=4 => Message::Error,
+            // Echo (RFC 4443, 4).
+            128 => Message::Request,
+            129 => Message::Reply,
+            // Who crosses a router loses it, and is not believed (RFC 4861, 6.1 and 7.1).
+            ROUTER_SOLICITATION..=REDIRECT => Message::Link { hop_limit: 255 },
+            // Multicast listeners (RFC 2710, 3; RFC 3810, 5).
+            130..=132 | 143 => Message::Link { hop_limit: 1 },
+            _ => Message::Other,
+        }
     }
 
     #[inline(always)]
@@ -358,6 +397,12 @@ pub const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, TCP | UDP | SCTP)
 }
 
+/// Whether flows of the protocol begin with a handshake, so that it shows who opens one.
+#[inline(always)]
+pub const fn shakes_hands(protocol: u8) -> bool {
+    matches!(protocol, TCP | SCTP)
+}
+
 /// Source and destination port of the transport header at `offset`.
 #[inline(always)]
 pub fn ports<P: Packet>(packet: &P, offset: usize) -> Option<(u16, u16)> {
@@ -374,6 +419,11 @@ pub enum Kind {
     Fragment,
     /// An ICMP error that quotes a packet.
     Error,
+    /// An ICMP message that asks or answers.
+    Query,
+    /// An ICMPv6 message that keeps the link going: neighbour discovery, multicast listeners.
+    Link,
+    /// Any other protocol.
     Other,
 }
 
@@ -384,8 +434,11 @@ pub struct Headers {
     pub protocol: u8,
     /// Whether it is whole.
     pub part: Part,
-    /// TCP's flags, or what an SCTP packet's first chunk means in their terms; 0 in UDP.
+    /// TCP's flags, or what an SCTP packet's first chunk, or an ICMP query, means in their terms; 0
+    /// in UDP.
     pub flags: u8,
+    /// 0 where it is no ICMP message.
+    pub icmp_type: u8,
     /// What the fragments of one packet have in common; 0 where it is whole.
     pub identification: u32,
     /// Offset of the transport header.
@@ -401,13 +454,15 @@ impl Headers {
         protocol: 0,
         part: Part::Whole,
         flags: 0,
+        icmp_type: 0,
         identification: 0,
         transport: 0,
         end: 0,
     };
 
     /// Reads the headers of a packet whose IP header stands at `offset`, and its addresses and
-    /// ports into `tuple`: the ports are 0 unless the kind is [`Kind::Transport`].
+    /// ports into `tuple`. In an ICMP query the side that asks has its identifier for a port; all
+    /// other ports of what is not [`Kind::Transport`] are 0.
     #[inline(always)]
     pub fn parse<F: Family, P: Packet>(
         packet: &P,
@@ -421,6 +476,7 @@ impl Headers {
             protocol: ip.protocol,
             part: ip.part,
             flags: 0,
+            icmp_type: 0,
             identification: ip.identification,
             transport: ip.payload as u16,
             end: ip.end as u32,
@@ -429,21 +485,54 @@ impl Headers {
             headers.kind = Kind::Fragment;
         } else if has_ports(ip.protocol) {
             headers.kind = Kind::Transport;
+            // What a first fragment leaves to the next is not there to be judged (RFC 3128).
+            if ip.part == Part::First && ip.end < ip.payload + shortest_header(ip.protocol) {
+                return None;
+            }
             (tuple.source_port, tuple.destination_port) = ports(packet, ip.payload)?;
             headers.flags = flags(packet, ip.protocol, ip.payload)?;
         } else if ip.protocol == F::ICMP {
-            let [icmp_type, _code] = packet.load(ip.payload)?;
-            if F::is_error(icmp_type) {
-                headers.kind = Kind::Error;
-            }
+            headers.read_message::<F, P>(packet, tuple)?;
         }
         Some(headers)
     }
 
-    /// Whether the packet may begin a flow: a SYN alone, an SCTP INIT, or any datagram.
+    /// Reads the beginning of an ICMP message.
+    #[inline(always)]
+    fn read_message<F: Family, P: Packet>(&mut self, packet: &P, tuple: &mut Tuple) -> Option<()> {
+        let [icmp_type, _code] = packet.load(self.transport())?;
+        self.icmp_type = icmp_type;
+        match F::message(icmp_type) {
+            Message::Error => self.kind = Kind::Error,
+            message @ (Message::Request | Message::Reply) => {
+                self.kind = Kind::Query;
+                self.flags = if message == Message::Request {
+                    SYN
+                } else {
+                    ACK
+                };
+                (tuple.source_port, tuple.destination_port) =
+                    query_ports(packet, self.transport(), message)?;
+            }
+            Message::Link { hop_limit } => {
+                if F::hop_limit(packet) == Some(hop_limit) {
+                    self.kind = Kind::Link;
+                }
+            }
+            Message::Other => {}
+        }
+        Some(())
+    }
+
+    /// Whether the packet may begin a flow: a SYN alone, an SCTP INIT, an ICMP request, or anything
+    /// of a protocol that does not say.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        self.protocol == UDP || self.flags & (SYN | ACK | RST | FIN) == SYN
+        match self.kind {
+            Kind::Other => true,
+            Kind::Query => self.flags == SYN,
+            _ => self.protocol == UDP || self.flags & (SYN | ACK | RST | FIN) == SYN,
+        }
     }
 
     /// Offset of the transport header.
@@ -467,6 +556,27 @@ impl Headers {
                 SCTP => 8,
                 _ => 6,
             }
+    }
+}
+
+/// What stands for the ports of an ICMP query at `offset`: the identifier is on the side that asks,
+/// so that what answers one side's request is no request of the other's.
+#[inline(always)]
+pub fn query_ports<P: Packet>(packet: &P, offset: usize, message: Message) -> Option<(u16, u16)> {
+    let identifier = u16::from_be_bytes(packet.load(offset + 4)?);
+    Some(match message {
+        Message::Reply => (0, identifier),
+        _ => (identifier, 0),
+    })
+}
+
+/// The least that a transport header has, in bytes.
+#[inline(always)]
+const fn shortest_header(protocol: u8) -> usize {
+    match protocol {
+        TCP => 20,
+        SCTP => 16,
+        _ => 8,
     }
 }
 

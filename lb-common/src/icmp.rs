@@ -5,11 +5,11 @@ use crate::{
     checksum::{Difference, Sum},
     conntrack,
     flow::{FlowKey, Tuple},
-    headers::{Family, Part, TCP, has_ports, ports},
+    headers::{Family, Message, Part, TCP, has_ports, ports, query_ports},
     nat::{Change, rewrite_ports},
     packet::{ETHERNET, Packet, Scope},
     scratch::Scratch,
-    tables::Tables,
+    tables::{FlowTable, Tables},
 };
 
 /// Length of an ICMP error's own header, in both families.
@@ -17,46 +17,82 @@ const HEADER: usize = 8;
 /// Offset of the checksum in it.
 const CHECKSUM: usize = 2;
 
+/// No ICMP header that was read stands further in.
+const MAX_TRANSPORT: usize = 4095;
+
 const PLAIN: Scope = Scope {
     pseudo_header: false,
     zero_means_none: false,
 };
 
-/// Where the headers of a quoted packet stand.
+/// Where the headers of a quoted packet stand: offsets in bytes.
+#[derive(Clone, Copy, Debug)]
 pub struct Quoted {
     ip: usize,
     transport: usize,
 }
 
+impl Quoted {
+    /// Of no packet.
+    pub const NOTHING: Self = Self {
+        ip: 0,
+        transport: 0,
+    };
+}
+
 /// Finds the flow that an ICMP error belongs to, one of this endpoint whose replies go the error's
 /// way, and leaves it in `scratch`: the key is that of a reply, which is to say that of the quoted
-/// packet reversed. The error's own addresses move to `scratch.outer`.
+/// packet reversed. The error's own addresses move to `scratch.outer`. Returns where the flow is kept.
 #[inline(always)]
 pub fn quoted<F: Family, P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     scratch: &mut Scratch,
-) -> Option<Quoted> {
+) -> Option<FlowTable> {
     scratch.outer = scratch.key.tuple;
-    let ip = scratch.headers.transport() + HEADER;
+    // Nothing further in has been read, which the verifier does not know here.
+    let ip = (scratch.headers.transport() & MAX_TRANSPORT) + HEADER;
     let inner = F::parse(packet, ip, &mut scratch.key.tuple)?;
-    if inner.part == Part::Later || !has_ports(inner.protocol) {
+    if inner.part == Part::Later {
         return None;
     }
+    let quoted = quoted_ports::<F, P>(packet, inner.protocol, inner.payload)?;
     let Tuple {
         source,
         destination,
         source_port,
         destination_port,
     } = &mut scratch.key.tuple;
-    (*destination_port, *source_port) = ports(packet, inner.payload)?;
+    (*destination_port, *source_port) = quoted;
     core::mem::swap(source, destination);
     scratch.key.protocol = inner.protocol;
-    conntrack::find(tables, scratch)?;
-    Some(Quoted {
+    scratch.quoted = Quoted {
         ip,
         transport: inner.payload,
-    })
+    };
+    conntrack::find(tables, scratch)
+}
+
+/// The ports of the quoted packet whose transport header stands at `offset`, or what stands for them.
+#[inline(always)]
+fn quoted_ports<F: Family, P: Packet>(
+    packet: &P,
+    protocol: u8,
+    offset: usize,
+) -> Option<(u16, u16)> {
+    if has_ports(protocol) {
+        return ports(packet, offset);
+    }
+    if protocol != F::ICMP {
+        return Some((0, 0));
+    }
+    let [icmp_type, _code] = packet.load(offset)?;
+    match F::message(icmp_type) {
+        message @ (Message::Request | Message::Reply) => query_ports(packet, offset, message),
+        // No error is about an error (RFC 1122, 3.2.2; RFC 4443, 2.4).
+        Message::Error => None,
+        Message::Link { .. } | Message::Other => Some((0, 0)),
+    }
 }
 
 /// Rewrites an error and the packet it quotes as if neither had ever been translated otherwise.
@@ -64,12 +100,10 @@ pub fn quoted<F: Family, P: Packet, T: Tables>(
 /// The quoted transport checksum is left alone: it need not even be quoted, and nobody checks it.
 /// After `None` the packet is in pieces and must not go on.
 #[inline(always)]
-pub fn translate<F: Family, P: Packet>(
-    packet: &mut P,
-    scratch: &Scratch,
-    quoted: &Quoted,
-) -> Option<()> {
-    let headers = &scratch.headers;
+pub fn translate<F: Family, P: Packet>(packet: &mut P, scratch: &Scratch) -> Option<()> {
+    let Scratch {
+        headers, quoted, ..
+    } = scratch;
     // A reply of the flow would turn from `from` into `to`; the quoted packet is such a reply's
     // opposite.
     let (from, to) = (&scratch.key.tuple, &scratch.flow.to);

@@ -11,13 +11,17 @@
 pub mod address;
 pub mod affinity;
 pub mod balance;
+pub mod budget;
 pub mod checksum;
 pub mod conntrack;
 pub mod crc32c;
 pub mod endpoint;
+pub mod enforce;
+pub mod event;
 pub mod expiry;
 pub mod flow;
 pub mod fragment;
+pub mod guard;
 pub mod headers;
 pub mod icmp;
 #[cfg(any(test, feature = "user"))]
@@ -29,7 +33,6 @@ pub mod pipeline;
 mod pod;
 pub mod policy;
 pub mod reason;
-pub mod refusal;
 pub mod scratch;
 pub mod service;
 pub mod socket;
@@ -40,4 +43,4 @@ mod tests;
 /// Version of the table layouts: the name of the directory that the tables are pinned under.
 ///
 /// Any change to the size, the fields or the meaning of a table's keys or values changes it.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;

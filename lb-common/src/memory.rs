@@ -7,14 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     address::Address,
     affinity::{self, Rank},
+    budget,
     checksum::Difference,
     endpoint::{Bucket, Device, DeviceKey, Endpoint, EndpointKey, NO_SLOT},
+    enforce::Standing,
+    event::{Event, TallyKey},
     flow::{Flow, FlowKey, Tuple},
     fragment::{FragmentKey, Ports},
     headers::{Family, V4, V6},
     packet::{ETHERNET, Hop, Packet, Route, Scope},
+    policy::{Guard, NO_IDENTITY, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
-    refusal,
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
     socket::{Settings, Socket, SocketKey, Sockets},
     tables::{FlowTable, NotInserted, Note, Tables},
@@ -171,6 +174,22 @@ pub struct MemoryTables {
     pub sockets: RefCell<BTreeMap<SocketKey, Socket>>,
     /// Two-way flows that fit; `None` is no limit.
     pub flow_limit: Option<usize>,
+    /// By endpoint slot.
+    pub guards: RefCell<BTreeMap<u32, Guard>>,
+    pub peer_epochs: RefCell<BTreeMap<u32, u32>>,
+    /// Prefix length of the address, and the address.
+    pub identities: RefCell<BTreeMap<(u32, Address), u32>>,
+    pub peers: RefCell<BTreeMap<PeerKey, u32>>,
+    /// Prefix length of the key, and the key.
+    pub rules: RefCell<BTreeMap<(u32, RuleKey), Rule>>,
+    /// Prefix length of the address, and the key.
+    pub pod_sources: BTreeSet<(u32, SourceKey)>,
+    pub events: RefCell<Vec<Event>>,
+    /// Events that wait until no more fit; `None` is no limit.
+    pub event_limit: Option<usize>,
+    pub event_debt: Cell<u64>,
+    pub lost_events: Cell<u64>,
+    pub tallies: RefCell<BTreeMap<TallyKey, u64>>,
     pub counters: RefCell<BTreeMap<Reason, u64>>,
     pub refusal_debt: Cell<u64>,
     pub now: Cell<u64>,
@@ -233,10 +252,8 @@ impl Tables for MemoryTables {
     }
 
     fn in_range(&self, key: &RangeKey) -> bool {
-        let bits = |address: &Address| u128::from_be_bytes(address.bytes);
         self.ranges.iter().any(|(length, range)| {
-            let differ = bits(&range.address) ^ bits(&key.address);
-            range.set == key.set && differ.leading_zeros() >= *length
+            range.set == key.set && within(*length, &range.address, &key.address)
         })
     }
 
@@ -269,6 +286,66 @@ impl Tables for MemoryTables {
         self.fragments.borrow_mut().insert(*key, *ports);
     }
 
+    fn standing(&self, slot: u32) -> Standing {
+        let Guard {
+            ingress,
+            egress,
+            epoch,
+            bound,
+            ..
+        } = self.guard(slot);
+        Standing {
+            ingress,
+            egress,
+            epoch,
+            bound: bound == 1,
+        }
+    }
+
+    fn guard(&self, slot: u32) -> Guard {
+        let guards = self.guards.borrow();
+        guards.get(&slot).copied().unwrap_or(Guard::NONE)
+    }
+
+    fn peer_epoch(&self, place: u32) -> u32 {
+        let epochs = self.peer_epochs.borrow();
+        epochs.get(&place).copied().unwrap_or(0)
+    }
+
+    fn identity(&self, address: &Address) -> u32 {
+        let identities = self.identities.borrow();
+        let holding = identities
+            .iter()
+            .filter(|((length, prefix), _)| within(*length, prefix, address));
+        let longest = holding.max_by_key(|((length, _), _)| *length);
+        longest.map_or(NO_IDENTITY, |(_, identity)| *identity)
+    }
+
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        self.peers.borrow().get(key).copied()
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        let bits = |key: &RuleKey| {
+            let [high, low] = key.port;
+            let [a, b, c, d] = key.class.to_be_bytes();
+            u64::from_be_bytes([a, b, c, d, key.protocol, high, low, 0])
+        };
+        let rules = self.rules.borrow();
+        let holding = rules.iter().filter(|((length, rule), _)| {
+            let differ = bits(rule) ^ bits(key);
+            differ.leading_zeros() >= *length
+        });
+        let longest = holding.max_by_key(|((length, _), _)| *length);
+        longest.map(|(_, rule)| *rule)
+    }
+
+    fn is_source(&self, key: &SourceKey) -> bool {
+        self.pod_sources.iter().any(|(length, source)| {
+            source.slot == key.slot && within(*length, &source.address, &key.address)
+        })
+    }
+
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
         self.table(table).borrow().get(key).map(at)
     }
@@ -294,6 +371,7 @@ impl Tables for MemoryTables {
                     Note::Fin => flow.fin = 1,
                     Note::TwinFin => flow.twin_fin = 1,
                     Note::Reset => flow.reset = 1,
+                    Note::Judged(epochs) => flow.epochs = epochs,
                 }
                 true
             }
@@ -306,12 +384,34 @@ impl Tables for MemoryTables {
     }
 
     fn may_refuse(&self, now: u64) -> bool {
-        let debt = refusal::take(self.refusal_debt.get(), now);
+        let debt = budget::take(self.refusal_debt.get(), now);
         debt.inspect(|debt| self.refusal_debt.set(*debt)).is_some()
     }
 
     fn count(&self, reason: Reason) {
         *self.counters.borrow_mut().entry(reason).or_default() += 1;
+    }
+
+    fn may_report(&self, now: u64) -> bool {
+        let debt = budget::take(self.event_debt.get(), now);
+        debt.inspect(|debt| self.event_debt.set(*debt)).is_some()
+    }
+
+    fn report(&self, event: &Event) -> bool {
+        let mut events = self.events.borrow_mut();
+        let room = self.event_limit.is_none_or(|limit| events.len() < limit);
+        if room {
+            events.push(*event);
+        }
+        room
+    }
+
+    fn count_lost_event(&self) {
+        self.lost_events.set(self.lost_events.get() + 1);
+    }
+
+    fn tally(&self, key: &TallyKey) {
+        *self.tallies.borrow_mut().entry(*key).or_default() += 1;
     }
 
     fn now(&self) -> u64 {
@@ -323,6 +423,12 @@ impl Tables for MemoryTables {
         let next = queue.pop_front();
         next.inspect(|next| queue.push_back(*next)).unwrap_or(0)
     }
+}
+
+/// Whether the first `length` bits of the addresses are the same.
+fn within(length: u32, prefix: &Address, address: &Address) -> bool {
+    let bits = |address: &Address| u128::from_be_bytes(address.bytes);
+    (bits(prefix) ^ bits(address)).leading_zeros() >= length
 }
 
 impl Sockets for MemoryTables {

@@ -5,11 +5,14 @@
 //! the verifier follows, and deeper than the stack.
 
 use crate::{
-    balance::{self, Client, Opened, Peer},
+    balance::{self, Choice, Client, Opened, Peer, Side},
     checksum::Sum,
     conntrack,
     endpoint::{NO_SLOT, WIRE},
-    flow::{Direction, Flow, Way},
+    enforce::{self, Ruling, Standing},
+    event,
+    flow::{Direction, Flow, Judging, Tuple, Way},
+    guard,
     headers::{Family, Headers, Kind, Part, SCTP, V4, V6},
     icmp::{self, Answer},
     nat,
@@ -28,14 +31,14 @@ use crate::{
 pub enum Step {
     /// Nothing: the packet passes.
     Pass = 0,
-    /// Nothing: the packet is dropped, for `scratch.reason`.
+    /// [`lose`]: the packet is dropped, for `scratch.reason`.
     Drop = 1,
     /// [`open`].
     Open = 2,
     /// [`send`].
     Send = 3,
-    /// [`error`].
-    Error = 4,
+    /// [`quote`].
+    Quote = 4,
     /// [`answer`], with `scratch.answer` and for `scratch.reason`.
     Answer = 5,
     /// The packet goes out of the interface `scratch.interface`, as [`Verdict::Redirect`] says.
@@ -44,6 +47,20 @@ pub enum Step {
     Neighbour = 7,
     /// As [`Verdict::Enter`] says.
     Enter = 8,
+    /// [`read`], once more.
+    Read = 9,
+    /// [`check`].
+    Check = 10,
+    /// [`find`].
+    Find = 11,
+    /// [`choose`].
+    Choose = 12,
+    /// [`judge`].
+    Judge = 13,
+    /// [`record`].
+    Record = 14,
+    /// [`relay`].
+    Relay = 15,
 }
 
 impl Step {
@@ -54,11 +71,18 @@ impl Step {
             1 => Self::Drop,
             2 => Self::Open,
             3 => Self::Send,
-            4 => Self::Error,
+            4 => Self::Quote,
             5 => Self::Answer,
             6 => Self::Redirect,
             7 => Self::Neighbour,
             8 => Self::Enter,
+            9 => Self::Read,
+            10 => Self::Check,
+            11 => Self::Find,
+            12 => Self::Choose,
+            13 => Self::Judge,
+            14 => Self::Record,
+            15 => Self::Relay,
             _ => Self::Pass,
         }
     }
@@ -67,47 +91,78 @@ impl Step {
 /// The stages that a packet goes through at a hook.
 pub trait Stages {
     fn read(&mut self) -> Step;
+    fn check(&mut self) -> Step;
+    fn find(&mut self) -> Step;
     fn open(&mut self) -> Step;
+    fn choose(&mut self) -> Step;
+    fn judge(&mut self) -> Step;
+    fn record(&mut self) -> Step;
     fn send(&mut self) -> Step;
-    fn error(&mut self) -> Step;
+    fn quote(&mut self) -> Step;
+    fn relay(&mut self) -> Step;
     fn answer(&mut self) -> Step;
+    fn lose(&mut self) -> Step;
 }
 
 /// Takes a packet through its stages; what the last step means is in the scratch.
 #[inline(always)]
 pub fn cross(stages: &mut impl Stages) -> Step {
     let mut step = stages.read();
+    if step == Step::Read {
+        step = stages.read();
+    }
+    if step == Step::Check {
+        step = stages.check();
+    }
+    if step == Step::Find {
+        step = stages.find();
+    }
     if step == Step::Open {
         step = stages.open();
+    } else if step == Step::Quote {
+        step = stages.quote();
+    }
+    for _ in 0..balance::MOST_CHOICES {
+        if step == Step::Choose {
+            step = stages.choose();
+        }
+        if step == Step::Judge {
+            step = stages.judge();
+        }
+        if step == Step::Record {
+            step = stages.record();
+        }
+        if step != Step::Choose {
+            break;
+        }
     }
     if step == Step::Send {
         step = stages.send();
-    } else if step == Step::Error {
-        step = stages.error();
+    } else if step == Step::Relay {
+        step = stages.relay();
     }
     if step == Step::Answer {
         step = stages.answer();
+    }
+    if step == Step::Drop {
+        step = stages.lose();
     }
     step
 }
 
 /// What becomes of a packet whose last step is this one.
 #[inline(always)]
-pub fn verdict<T: Tables>(tables: &T, scratch: &Scratch, step: Step) -> Verdict {
+pub fn verdict(scratch: &Scratch, step: Step) -> Verdict {
     match step {
         Step::Redirect => Verdict::Redirect(scratch.interface),
         Step::Neighbour => Verdict::Neighbour(scratch.interface),
         Step::Enter => Verdict::Enter(scratch.interface),
-        Step::Drop => {
-            let reason = Reason::of(scratch.reason);
-            tables.count(reason);
-            Verdict::Drop(reason)
-        }
-        Step::Pass | Step::Open | Step::Send | Step::Error | Step::Answer => Verdict::Pass,
+        Step::Drop => Verdict::Drop(Reason::of(scratch.reason)),
+        _ => Verdict::Pass,
     }
 }
 
-/// Finds whose packet it is and what flow it belongs to.
+/// Finds whose packet it is, and reads its headers.
 #[inline(always)]
 pub fn read<P: Packet, T: Tables>(
     packet: &mut P,
@@ -119,24 +174,50 @@ pub fn read<P: Packet, T: Tables>(
         return Step::Pass;
     }
     scratch.key.direction = direction as u8;
-    scratch.key.owner = match direction {
-        Direction::FromPod | Direction::ToPod => match tables.slot(packet.interface()) {
-            NO_SLOT => return Step::Pass,
-            slot => slot,
-        },
-        Direction::FromWire | Direction::ToWire => WIRE,
-    };
-    // A packet that cannot be read is for the kernel to drop.
-    if parse(packet, scratch).is_none() && (!packet.gather() || parse(packet, scratch).is_none()) {
-        return Step::Pass;
+    match direction {
+        Direction::FromPod | Direction::ToPod => {
+            let slot = tables.slot(packet.interface());
+            if slot == NO_SLOT {
+                return Step::Pass;
+            }
+            scratch.key.owner = slot;
+            scratch.standing = tables.standing(slot);
+        }
+        Direction::FromWire | Direction::ToWire => {
+            scratch.key.owner = WIRE;
+            scratch.standing = Standing::NONE;
+        }
     }
+    scratch.opening = false;
+    scratch.ruling = Ruling::NONE;
     scratch.now = tables.now();
-    match scratch.headers.kind {
-        Kind::Transport => transport(tables, scratch, direction),
-        Kind::Fragment => fragment(tables, scratch, direction),
-        Kind::Error => Step::Error,
-        Kind::Other => unknown(tables, scratch, direction),
+    if parse(packet, scratch).is_some() {
+        return if direction == Direction::FromPod && scratch.standing.bound {
+            Step::Check
+        } else {
+            Step::Find
+        };
     }
+    if packet.gather() {
+        return Step::Read;
+    }
+    unreadable(packet, scratch, direction)
+}
+
+/// A packet whose headers cannot be read is for the kernel to drop, unless it could be something
+/// that the pod may not send or receive.
+#[inline(always)]
+fn unreadable<P: Packet>(packet: &P, scratch: &mut Scratch, direction: Direction) -> Step {
+    let sends_bound = direction == Direction::FromPod && scratch.standing.bound;
+    let arp = packet.ethertype() == Some(guard::ARP);
+    if arp && sends_bound {
+        return Step::Check;
+    }
+    if !arp && (sends_bound || scratch.standing.isolates(direction)) {
+        (scratch.key.tuple, scratch.key.protocol) = (Tuple::NONE, 0);
+        return scratch.drop_for(Reason::Unreadable);
+    }
+    Step::Pass
 }
 
 /// Reads the packet's headers into the scratch.
@@ -158,8 +239,60 @@ fn parse<P: Packet>(packet: &P, scratch: &mut Scratch) -> Option<()> {
     Some(())
 }
 
+/// Looks whether a pod that is bound to its addresses may send the packet.
 #[inline(always)]
-fn transport<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction) -> Step {
+pub fn check<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    _direction: Direction,
+) -> Step {
+    let arp = packet.ethertype() == Some(guard::ARP);
+    if arp {
+        (scratch.key.tuple, scratch.key.protocol) = (Tuple::NONE, 0);
+    }
+    match guard::objection(packet, tables, scratch) {
+        Some(reason) => scratch.drop_for(reason),
+        None if arp => Step::Pass,
+        None => Step::Find,
+    }
+}
+
+/// Finds what flow the packet belongs to.
+#[inline(always)]
+pub fn find<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    match scratch.headers.kind {
+        Kind::Transport => tracked(packet, tables, scratch, direction),
+        Kind::Fragment => fragment(packet, tables, scratch, direction),
+        Kind::Error => Step::Quote,
+        // What services do not know is followed where policy must know what answers what.
+        Kind::Query | Kind::Other if scratch.standing.is_isolated() => {
+            tracked(packet, tables, scratch, direction)
+        }
+        Kind::Link if scratch.standing.isolates(direction) => {
+            if direction == Direction::FromPod && guard::is_rogue(scratch) {
+                return scratch.drop_for(Reason::RogueServer);
+            }
+            Step::Pass
+        }
+        Kind::Query | Kind::Other | Kind::Link => {
+            unknown(packet, tables, scratch, direction, Reason::OutOfState)
+        }
+    }
+}
+
+#[inline(always)]
+fn tracked<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
     if scratch.headers.part == Part::First {
         scratch.remember_fragment(tables);
     }
@@ -167,14 +300,23 @@ fn transport<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction)
     if let Some(table) = found
         && !conntrack::starts_afresh(tables, scratch, table)
     {
-        return match conntrack::advance(tables, scratch, table) {
-            Ok(()) => Step::Send,
-            Err(reason) => scratch.drop_for(reason),
+        scratch.table = table;
+        let asks = scratch.headers.opens();
+        return if scratch.headers.kind == Kind::Query && asks != (scratch.flow.opener == 1) {
+            // Both sides ask by one identifier: what answers one is nothing that the other may ask.
+            unknown(packet, tables, scratch, direction, Reason::OutOfState)
+        } else if enforce::is_stale(tables, scratch) {
+            Step::Judge
+        } else {
+            advance(tables, scratch)
         };
     }
     // A connection older than us lives on in the kernel's own tracking.
     if !scratch.headers.opens() {
-        return unknown(tables, scratch, direction);
+        if found.is_none() && balance::may_adopt(tables, scratch) {
+            return Step::Open;
+        }
+        return unknown(packet, tables, scratch, direction, Reason::OutOfState);
     }
     if let Some(table) = found {
         conntrack::forget(tables, scratch, table);
@@ -182,28 +324,63 @@ fn transport<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction)
     Step::Open
 }
 
+/// Follows the state of the flow that was found.
+#[inline(always)]
+fn advance<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
+    match conntrack::advance(tables, scratch, scratch.table) {
+        Ok(()) => Step::Send,
+        Err(reason) => scratch.drop_for(reason),
+    }
+}
+
 /// A fragment without ports goes the way of the first of its packet.
 #[inline(always)]
-fn fragment<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction) -> Step {
+fn fragment<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
     if scratch.recall_fragment(tables).is_none() {
         let address = FrontendKey::whole_address(scratch.key.tuple.destination);
         let outward = matches!(direction, Direction::FromPod | Direction::FromWire);
         return if outward && tables.frontend(&address) == Some(Target::Undefined) {
             scratch.drop_for(Reason::Fragment)
         } else {
-            unknown(tables, scratch, direction)
+            unknown(packet, tables, scratch, direction, Reason::Fragment)
         };
     }
     match conntrack::find(tables, scratch) {
-        Some(_) => Step::Send,
-        None => unknown(tables, scratch, direction),
+        Some(table) => {
+            scratch.table = table;
+            if enforce::is_stale(tables, scratch) {
+                Step::Judge
+            } else {
+                Step::Send
+            }
+        }
+        None => unknown(packet, tables, scratch, direction, Reason::Fragment),
     }
 }
 
-/// A packet that none of our flows knows. Of those from outside the kernel drops the ones that claim
-/// to be from this node where they are IPv4.
+/// A packet that none of our flows knows. Where policy restricts what a pod sends or receives it is
+/// dropped for `reason`: nothing shows that somebody may send it. Of those from outside the kernel
+/// drops the ones that claim to be from this node where they are IPv4.
 #[inline(always)]
-fn unknown<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction) -> Step {
+fn unknown<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+    reason: Reason,
+) -> Step {
+    if scratch.standing.isolates(direction) {
+        return if direction == Direction::ToPod && is_from_node(packet, tables, scratch) {
+            Step::Pass
+        } else {
+            scratch.drop_for(reason)
+        };
+    }
     if direction == Direction::FromWire
         && scratch.v6 == 1
         && balance::is_own(tables, &scratch.key.tuple.source)
@@ -211,6 +388,23 @@ fn unknown<T: Tables>(tables: &T, scratch: &mut Scratch, direction: Direction) -
         return scratch.drop_for(Reason::SpoofedSource);
     }
     Step::Pass
+}
+
+/// Whether a packet that reaches a pod was made by this node itself, whose processes policy never
+/// keeps from its pods (NetworkPolicySpec, `ingress`). Whatever the node forwards for others, under
+/// whichever address, came in by some interface.
+#[inline(always)]
+fn is_from_node<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &Scratch) -> bool {
+    packet.mark() == MARK_FROM_HOST
+        || packet.arrived_by() == 0 && balance::is_own(tables, &scratch.key.tuple.source)
+}
+
+/// The packet opens a flow, of which nothing is decided.
+#[inline(always)]
+fn begin(scratch: &mut Scratch) {
+    scratch.opening = true;
+    scratch.choice = Choice::NONE;
+    (scratch.flow.epochs, scratch.flow.judging) = (0, Judging::Opener as u8);
 }
 
 /// Opens a flow for the packet.
@@ -221,29 +415,66 @@ pub fn open<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     direction: Direction,
 ) -> Step {
+    begin(scratch);
     let opened = match direction {
+        Direction::FromPod | Direction::ToPod if !scratch.headers.opens() => {
+            balance::adopt(scratch, direction)
+        }
         Direction::ToPod => {
+            if is_from_node(packet, tables, scratch) {
+                scratch.flow.judging = Judging::Nobody as u8;
+            }
             let peer = came_from(packet);
-            balance::direct(tables, scratch, Direction::FromPod, peer)
+            balance::direct(scratch, Direction::FromPod, peer)
         }
-        Direction::FromPod => {
-            let own = Peer {
-                way: Way::Pod,
-                interface: packet.interface(),
-                mac: packet.load(6).unwrap_or_default(),
-            };
-            balance::open(packet, tables, scratch, Client::pod(own))
+        // Services know no other protocols.
+        Direction::FromPod if scratch.headers.kind != Kind::Transport => {
+            balance::direct(scratch, Direction::ToPod, Peer::ROUTED)
         }
-        Direction::FromWire => balance::open(packet, tables, scratch, Client::OUTSIDE),
+        Direction::FromPod => balance::open(tables, scratch, Side::Pod),
+        Direction::FromWire => balance::open(tables, scratch, Side::Outside),
         // What the node forwards for others is none of its own.
         Direction::ToWire if packet.arrived_by() != 0 => {
             balance::from_forwarded_port(tables, scratch)
         }
-        Direction::ToWire => balance::open(packet, tables, scratch, Client::HOST),
+        Direction::ToWire => balance::open(tables, scratch, Side::Host),
     };
     match opened {
-        Opened::Yes => Step::Send,
-        Opened::Untracked => unknown(tables, scratch, direction),
+        Opened::Untracked => unknown(packet, tables, scratch, direction, Reason::OutOfState),
+        opened => proceed(scratch, opened),
+    }
+}
+
+/// Chooses where the flow goes that the packet opens.
+#[inline(always)]
+pub fn choose<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    let client = match direction {
+        Direction::FromPod | Direction::ToPod => Client::pod(Peer {
+            way: Way::Pod,
+            interface: packet.interface(),
+            mac: packet.load(6).unwrap_or_default(),
+        }),
+        Direction::FromWire => Client::OUTSIDE,
+        Direction::ToWire => Client::HOST,
+    };
+    let opened = balance::choose(packet, tables, scratch, client);
+    proceed(scratch, opened)
+}
+
+/// What comes after a step of opening a flow.
+#[inline(always)]
+fn proceed(scratch: &mut Scratch, opened: Opened) -> Step {
+    match opened {
+        Opened::Decided if enforce::concerns(scratch) => Step::Judge,
+        Opened::Decided => Step::Record,
+        Opened::Choose => Step::Choose,
+        // Policy has allowed it, if it was asked.
+        Opened::Untracked => Step::Pass,
         Opened::Dropped(reason) => scratch.drop_for(reason),
         Opened::Refused(reason) => {
             let refusal = match scratch.v6 {
@@ -252,6 +483,36 @@ pub fn open<P: Packet, T: Tables>(
             };
             scratch.answer_with(reason, refusal)
         }
+    }
+}
+
+/// Asks policy about the flow of the packet, which opens or was allowed a while ago.
+#[inline(always)]
+pub fn judge<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
+    let epochs = enforce::judge(tables, scratch);
+    if scratch.ruling.rule.allow == 0 {
+        let reason = scratch.ruling.reason();
+        return scratch.drop_for(reason);
+    }
+    if scratch.opening {
+        scratch.flow.epochs = epochs;
+        event::ruled(tables, scratch);
+        return Step::Record;
+    }
+    conntrack::allow(tables, scratch, epochs);
+    match scratch.headers.kind {
+        Kind::Error => Step::Relay,
+        Kind::Fragment => Step::Send,
+        _ => advance(tables, scratch),
+    }
+}
+
+/// Records the flow that the packet opens.
+#[inline(always)]
+pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
+    match balance::settle(tables, scratch) {
+        None => Step::Send,
+        Some(opened) => proceed(scratch, opened),
     }
 }
 
@@ -363,39 +624,64 @@ fn way_out<F: Family, P: Packet>(
     }
 }
 
-/// Sends an ICMP error the way of the flow that it quotes.
+/// Finds the flow that an ICMP error is about. At a pod that policy isolates it must be one that goes
+/// the other way, and the error must go to who sent what it quotes.
 #[inline(always)]
-pub fn error<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    direction: Direction,
-) -> Step {
-    match scratch.v6 {
-        0 => error_by::<V4, P, T>(packet, tables, scratch, direction),
-        _ => error_by::<V6, P, T>(packet, tables, scratch, direction),
-    }
-}
-
-#[inline(always)]
-fn error_by<F: Family, P: Packet, T: Tables>(
+pub fn quote<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
     direction: Direction,
 ) -> Step {
     packet.gather();
-    let Some(quoted) = icmp::quoted::<F, P, T>(packet, tables, scratch) else {
-        return unknown(tables, scratch, direction);
+    let found = match scratch.v6 {
+        0 => icmp::quoted::<V4, P, T>(packet, tables, scratch),
+        _ => icmp::quoted::<V6, P, T>(packet, tables, scratch),
     };
+    let isolated = scratch.standing.isolates(direction);
+    match found {
+        Some(table) if !isolated || scratch.outer.destination == scratch.key.tuple.destination => {
+            scratch.table = table;
+            if enforce::is_stale(tables, scratch) {
+                Step::Judge
+            } else {
+                Step::Relay
+            }
+        }
+        _ => {
+            scratch.key.tuple = scratch.outer;
+            scratch.key.protocol = scratch.headers.protocol;
+            unknown(packet, tables, scratch, direction, Reason::UnrelatedError)
+        }
+    }
+}
+
+/// Sends an ICMP error the way of the flow that it quotes.
+#[inline(always)]
+pub fn relay<P: Packet, T: Tables>(
+    packet: &mut P,
+    _tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
+    match scratch.v6 {
+        0 => relay_by::<V4, P>(packet, scratch, direction),
+        _ => relay_by::<V6, P>(packet, scratch, direction),
+    }
+}
+
+#[inline(always)]
+fn relay_by<F: Family, P: Packet>(
+    packet: &mut P,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Step {
     match way_out::<F, P>(packet, scratch, direction) {
         None => {}
         // No error is answered (RFC 1122, 3.2.2).
         Some(_) => return Step::Drop,
     }
-    if scratch.flow.to != scratch.key.tuple
-        && icmp::translate::<F, P>(packet, scratch, &quoted).is_none()
-    {
+    if scratch.flow.to != scratch.key.tuple && icmp::translate::<F, P>(packet, scratch).is_none() {
         return scratch.drop_for(Reason::Malformed);
     }
     deliver::<F, P>(packet, scratch, direction)
@@ -536,12 +822,24 @@ pub fn answer<P: Packet, T: Tables>(
     }
 }
 
-/// As [`read`], at the XDP hook of an uplink: only flows that leave the node again go on to [`open`]
-/// or [`send`]. All else passes up untouched, and tc's hook finds the flow that was opened for it.
+/// Counts a packet that is dropped, and tells of it where it crosses a pod's interface.
+#[inline(always)]
+pub fn lose<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
+    tables.count(Reason::of(scratch.reason));
+    if scratch.key.owner != WIRE {
+        event::dropped(tables, scratch);
+    }
+    Step::Drop
+}
+
+/// As [`read`], at the XDP hook of an uplink: only flows that leave the node again are opened or
+/// sent. All else passes up untouched, and tc's hook finds the flow that was opened for it.
 #[inline(always)]
 pub fn read_frame<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Step {
     scratch.key.direction = Direction::FromWire as u8;
     scratch.key.owner = WIRE;
+    scratch.standing = Standing::NONE;
+    scratch.opening = false;
     if parse(packet, scratch).is_none() {
         return Step::Pass;
     }
@@ -550,6 +848,12 @@ pub fn read_frame<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mu
         return Step::Pass;
     }
     scratch.now = tables.now();
+    Step::Find
+}
+
+/// As [`find`], for [`read_frame`].
+#[inline(always)]
+pub fn find_frame<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
     let found = conntrack::find(tables, scratch);
     match found {
         Some(table) if !conntrack::starts_afresh(tables, scratch, table) => {
@@ -573,12 +877,37 @@ pub fn read_frame<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mu
 
 /// As [`open`], for [`read_frame`].
 #[inline(always)]
-pub fn open_frame<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Step {
-    let opened = balance::open(packet, tables, scratch, Client::OUTSIDE);
-    if opened == Opened::Yes && scratch.flow.way == Way::Forward as u8 {
-        Step::Send
-    } else {
-        Step::Pass
+pub fn open_frame<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
+    begin(scratch);
+    let opened = balance::open(tables, scratch, Side::Outside);
+    up(proceed(scratch, opened))
+}
+
+/// As [`choose`], for [`read_frame`].
+#[inline(always)]
+pub fn choose_frame<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+) -> Step {
+    up(choose(packet, tables, scratch, Direction::FromWire))
+}
+
+/// As [`record`], for [`read_frame`].
+#[inline(always)]
+pub fn record_frame<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
+    match record(tables, scratch) {
+        Step::Send if scratch.flow.way != Way::Forward as u8 => Step::Pass,
+        step => up(step),
+    }
+}
+
+/// Leaves to tc's hook what does not open a flow.
+#[inline(always)]
+fn up(step: Step) -> Step {
+    match step {
+        Step::Drop | Step::Answer => Step::Pass,
+        step => step,
     }
 }
 
@@ -655,31 +984,32 @@ impl<P: Packet, T: Tables> Inline<'_, P, T> {
     /// Takes the packet across.
     pub fn cross(mut self) -> Verdict {
         let step = cross(&mut self);
-        verdict(self.tables, self.scratch, step)
+        verdict(self.scratch, step)
     }
 }
 
-impl<P: Packet, T: Tables> Stages for Inline<'_, P, T> {
-    fn read(&mut self) -> Step {
-        read(self.packet, self.tables, self.scratch, self.direction)
-    }
-
-    fn open(&mut self) -> Step {
-        open(self.packet, self.tables, self.scratch, self.direction)
-    }
-
-    fn send(&mut self) -> Step {
-        send(self.packet, self.tables, self.scratch, self.direction)
-    }
-
-    fn error(&mut self) -> Step {
-        error(self.packet, self.tables, self.scratch, self.direction)
-    }
-
-    fn answer(&mut self) -> Step {
-        answer(self.packet, self.tables, self.scratch, self.direction)
-    }
+/// Makes each stage a plain call: of functions that look at the packet, and of those that do not.
+macro_rules! inline_stages {
+    ($($stage:ident),+; $($blind:ident),+) => {
+        impl<P: Packet, T: Tables> Stages for Inline<'_, P, T> {
+            $(
+                fn $stage(&mut self) -> Step {
+                    $stage(self.packet, self.tables, self.scratch, self.direction)
+                }
+            )+
+            $(
+                fn $blind(&mut self) -> Step {
+                    $blind(self.tables, self.scratch)
+                }
+            )+
+        }
+    };
 }
+
+inline_stages!(
+    read, check, find, open, choose, send, quote, relay, answer;
+    judge, record, lose
+);
 
 /// As [`Inline`], at the XDP hook.
 pub struct InlineFrame<'a, P, T> {
@@ -692,28 +1022,35 @@ impl<P: Packet, T: Tables> InlineFrame<'_, P, T> {
     /// Takes the packet across.
     pub fn cross(mut self) -> Verdict {
         let step = cross(&mut self);
-        verdict(self.tables, self.scratch, step)
+        verdict(self.scratch, step)
     }
 }
 
-impl<P: Packet, T: Tables> Stages for InlineFrame<'_, P, T> {
-    fn read(&mut self) -> Step {
-        read_frame(self.packet, self.tables, self.scratch)
-    }
-
-    fn open(&mut self) -> Step {
-        open_frame(self.packet, self.tables, self.scratch)
-    }
-
-    fn send(&mut self) -> Step {
-        send_frame(self.packet, self.tables, self.scratch)
-    }
-
-    fn error(&mut self) -> Step {
-        Step::Pass
-    }
-
-    fn answer(&mut self) -> Step {
-        Step::Pass
-    }
+/// As [`inline_stages`], for the stages that there are at the XDP hook.
+macro_rules! inline_frame_stages {
+    ($($stage:ident: $call:ident),+; $($blind:ident: $blind_call:ident),+; $($none:ident),+) => {
+        impl<P: Packet, T: Tables> Stages for InlineFrame<'_, P, T> {
+            $(
+                fn $stage(&mut self) -> Step {
+                    $call(self.packet, self.tables, self.scratch)
+                }
+            )+
+            $(
+                fn $blind(&mut self) -> Step {
+                    $blind_call(self.tables, self.scratch)
+                }
+            )+
+            $(
+                fn $none(&mut self) -> Step {
+                    Step::Pass
+                }
+            )+
+        }
+    };
 }
+
+inline_frame_stages!(
+    read: read_frame, choose: choose_frame, send: send_frame;
+    find: find_frame, open: open_frame, record: record_frame, lose: lose;
+    check, judge, quote, relay, answer
+);

@@ -4,8 +4,10 @@
 use crate::{
     address::Address,
     endpoint::{Bucket, Device, DeviceKey, Endpoint, EndpointKey, Interface},
+    event::{Event, TallyKey},
     flow::{Flow, FlowKey, Tuple},
     fragment::{FragmentKey, Ports},
+    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, Frontend, FrontendKey, RangeKey},
     socket::{Settings, Socket, SocketKey},
 };
@@ -44,4 +46,11 @@ plain_data!(
     Socket,
     FragmentKey,
     Ports,
+    Guard,
+    PeerKey,
+    RuleKey,
+    Rule,
+    SourceKey,
+    TallyKey,
+    Event,
 );

@@ -9,7 +9,7 @@
 //! Policy is judged when a flow opens, after translation, and again on the flow's next packet when an
 //! epoch says that something it depends on may have changed.
 
-use crate::address::Address;
+use crate::address::{Address, UNSPECIFIED};
 
 /// Prefixes with an identity that fit: each pod address is one.
 pub const MAX_IDENTITIES: usize = 524_288;
@@ -17,6 +17,8 @@ pub const MAX_IDENTITIES: usize = 524_288;
 pub const MAX_PEERS: usize = 1_048_576;
 /// Rules that fit; a range of ports takes up to 30.
 pub const MAX_RULES: usize = 1_048_576;
+/// Prefixes that pods may send from besides their own addresses that fit.
+pub const MAX_POD_SOURCES: usize = 16_384;
 /// Epochs of peers; those whose addresses have one remainder share theirs.
 pub const PEER_EPOCHS: usize = 65_536;
 
@@ -84,6 +86,23 @@ pub struct Rule {
     pub _pad: [u8; 2],
 }
 
+impl Rule {
+    /// What [`OPEN`] says of everything.
+    pub const ALLOW: Self = Self::by_nobody(1);
+    /// What [`CLOSED`] says of everything, and a rule set of what no rule of it speaks of.
+    pub const DENY: Self = Self::by_nobody(0);
+
+    const fn by_nobody(allow: u8) -> Self {
+        Self {
+            rule: NO_RULE,
+            audited_rule: NO_RULE,
+            allow,
+            audited_allow: allow,
+            _pad: [0; 2],
+        }
+    }
+}
+
 /// Value of `GUARDS`, by endpoint slot: what a pod may say it is, and what holds for its flows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +122,20 @@ pub struct Guard {
     pub bound: u8,
     /// 1 where `POD_SOURCES` may allow it more.
     pub more_sources: u8,
+}
+
+impl Guard {
+    /// The guard of a pod of which nothing is known: it may do as it likes.
+    pub const NONE: Self = Self {
+        v4: UNSPECIFIED,
+        v6: UNSPECIFIED,
+        ingress: OPEN,
+        egress: OPEN,
+        epoch: 0,
+        mac: [0; 6],
+        bound: 0,
+        more_sources: 0,
+    };
 }
 
 /// Key of `POD_SOURCES`, a longest-prefix table: what a pod may send from besides its own addresses.

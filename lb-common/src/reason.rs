@@ -36,10 +36,27 @@ pub enum Reason {
     HopLimit = 14,
     /// Dropped: a fragmented SCTP packet whose ports would have to change.
     FragmentedSctp = 15,
+    /// Dropped: policy does not let the pod send this.
+    EgressDenied = 16,
+    /// Dropped: policy does not let the pod receive this.
+    IngressDenied = 17,
+    /// Dropped: it belongs to no connection that is known, and would not open one, at a pod that
+    /// policy isolates.
+    OutOfState = 18,
+    /// Dropped: an ICMP error at a pod that policy isolates, about nothing that the pod has sent.
+    UnrelatedError = 19,
+    /// Dropped: nothing that can be read, at a pod that is isolated or bound to its addresses.
+    Unreadable = 20,
+    /// Dropped: a pod sends from an address, IP or MAC, that is not its own.
+    ForgedSource = 21,
+    /// Dropped: a pod announces an address that is not its own, by ARP or neighbour discovery.
+    ForgedNeighbour = 22,
+    /// Dropped: a pod acts as a router or a DHCP server.
+    RogueServer = 23,
 }
 
 impl Reason {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 24] = [
         Self::NoEndpoints,
         Self::UndefinedPort,
         Self::RefusalLimit,
@@ -56,6 +73,14 @@ impl Reason {
         Self::TooBig,
         Self::HopLimit,
         Self::FragmentedSctp,
+        Self::EgressDenied,
+        Self::IngressDenied,
+        Self::OutOfState,
+        Self::UnrelatedError,
+        Self::Unreadable,
+        Self::ForgedSource,
+        Self::ForgedNeighbour,
+        Self::RogueServer,
     ];
 
     /// The reason with this number; any other number is a malformed packet.
@@ -87,6 +112,14 @@ impl Reason {
             Self::TooBig => "too-big",
             Self::HopLimit => "hop-limit",
             Self::FragmentedSctp => "fragmented-sctp",
+            Self::EgressDenied => "egress-denied",
+            Self::IngressDenied => "ingress-denied",
+            Self::OutOfState => "out-of-state",
+            Self::UnrelatedError => "unrelated-error",
+            Self::Unreadable => "unreadable",
+            Self::ForgedSource => "forged-source",
+            Self::ForgedNeighbour => "forged-neighbour",
+            Self::RogueServer => "rogue-server",
         }
     }
 }

@@ -2,15 +2,18 @@
 
 use crate::{
     address::UNSPECIFIED,
+    balance::Choice,
+    enforce::{Ruling, Standing},
+    event::Event,
     flow::{Flow, FlowKey, Tuple},
     fragment::{FragmentKey, Ports},
     headers::Headers,
-    icmp::Answer,
+    icmp::{Answer, Quoted},
     packet::Hop,
     pipeline::Step,
     reason::Reason,
     service::{AffinityKey, Backend, NO_SERVICE},
-    tables::Tables,
+    tables::{FlowTable, Tables},
 };
 
 /// What the packet path works on, beside its stack of 512 bytes: one per CPU in the kernel.
@@ -34,11 +37,22 @@ pub struct Scratch {
     pub header: Backend,
     pub backend: Backend,
     pub session: AffinityKey,
+    pub choice: Choice,
+    /// Of the endpoint whose interface the packet crosses.
+    pub standing: Standing,
+    pub ruling: Ruling,
+    pub event: Event,
     /// When the packet came: CLOCK_MONOTONIC in nanoseconds.
     pub now: u64,
     pub headers: Headers,
     pub answer: Answer,
+    /// What an ICMP error quotes.
+    pub quoted: Quoted,
     pub hop: Hop,
+    /// Where `flow` was found.
+    pub table: FlowTable,
+    /// Whether `flow` is one that the packet opens.
+    pub opening: bool,
     /// Index of the interface that the packet leaves by.
     pub interface: u32,
     /// A [`Reason`].
@@ -62,14 +76,27 @@ impl Scratch {
                 client: UNSPECIFIED,
                 service: NO_SERVICE,
             },
+            choice: Choice::NONE,
+            standing: Standing::NONE,
+            ruling: Ruling::NONE,
+            event: Event::NONE,
             now: 0,
             headers: Headers::NONE,
             answer: Answer::NONE,
+            quoted: Quoted::NOTHING,
             hop: Hop::NOWHERE,
+            table: FlowTable::Flows,
+            opening: false,
             interface: 0,
             reason: 0,
             v6: 0,
         }
+    }
+
+    /// Whether the packet goes the way that its flow was opened.
+    #[inline(always)]
+    pub const fn is_opener(&self) -> bool {
+        self.opening || self.flow.opener == 1
     }
 
     /// The packet is dropped.

@@ -4,8 +4,11 @@ use crate::{
     address::Address,
     affinity::Rank,
     endpoint::{Device, Endpoint},
+    enforce::Standing,
+    event::{Event, TallyKey},
     flow::{Flow, FlowKey},
     fragment::{FragmentKey, Ports},
+    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
 };
@@ -30,6 +33,8 @@ pub enum Note {
     Fin,
     TwinFin,
     Reset,
+    /// Policy has allowed it as of these [`Flow::epochs`].
+    Judged(u64),
 }
 
 /// Why a flow could not be inserted.
@@ -64,6 +69,20 @@ pub trait Tables {
     fn fragment(&self, key: &FragmentKey) -> Option<Ports>;
     fn set_fragment(&self, key: &FragmentKey, ports: &Ports);
 
+    /// What holds for an endpoint. Its epoch is read before anything else of it.
+    fn standing(&self, slot: u32) -> Standing;
+    /// The guard of an endpoint; [`Guard::NONE`] where there is no such slot.
+    fn guard(&self, slot: u32) -> Guard;
+    /// `PEER_EPOCHS[place]`, read before whatever is looked up later.
+    fn peer_epoch(&self, place: u32) -> u32;
+    /// The identity of an address, or [`crate::policy::NO_IDENTITY`].
+    fn identity(&self, address: &Address) -> u32;
+    /// The class of rules that a rule set has for an identity, if it has one.
+    fn class(&self, key: &PeerKey) -> Option<u32>;
+    fn rule(&self, key: &RuleKey) -> Option<Rule>;
+    /// Whether an endpoint may send from an address besides its own.
+    fn is_source(&self, key: &SourceKey) -> bool;
+
     /// Looks at a flow where it stands.
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R>;
     /// Inserts a flow that must not be there yet.
@@ -75,6 +94,14 @@ pub trait Tables {
     /// Takes one refusal out of the node's budget at time `now`.
     fn may_refuse(&self, now: u64) -> bool;
     fn count(&self, reason: Reason);
+    /// Takes one event out of the node's budget at time `now`.
+    fn may_report(&self, now: u64) -> bool;
+    /// Tells of an event; false where nobody listens fast enough.
+    fn report(&self, event: &Event) -> bool;
+    /// Counts an event that nobody is told of.
+    fn count_lost_event(&self);
+    /// Counts something that happened at an endpoint.
+    fn tally(&self, key: &TallyKey);
     /// CLOCK_MONOTONIC in nanoseconds.
     fn now(&self) -> u64;
     fn random(&self) -> u32;

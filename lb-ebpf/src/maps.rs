@@ -6,21 +6,29 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
+    },
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use lb_common::{
     address::Address,
     affinity::{self, Rank},
+    budget,
     endpoint::{
         Bucket, Device, DeviceKey, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_DEVICES,
-        MAX_ENDPOINTS, NO_SLOT,
+        MAX_ENDPOINTS, MAX_SLOTS, NO_SLOT,
     },
+    enforce::Standing,
+    event::{EVENT_BYTES, Event, MAX_TALLIES, TallyKey},
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
     fragment::{FragmentKey, MAX_FRAGMENTS, Ports},
+    policy::{
+        Guard, MAX_IDENTITIES, MAX_PEERS, MAX_POD_SOURCES, MAX_RULES, NO_IDENTITY,
+        PEER_EPOCHS as EPOCHS, PeerKey, Rule, RuleKey, SourceKey,
+    },
     reason::Reason,
-    refusal,
     scratch::Scratch,
     service::{
         Affinity, AffinityKey, Backend, Cidr, Extent, Frontend, FrontendKey, MAX_AFFINITIES,
@@ -93,6 +101,46 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 /// What sockets dialled, and where they went.
 #[btf_map]
 static SOCKETS: LruHashMap<SocketKey, Socket, MAX_SOCKETS> = LruHashMap::new();
+
+/// What each pod may say it is, and what policy says of it, by endpoint slot.
+#[btf_map]
+static GUARDS: Array<Guard, { MAX_SLOTS as usize }, MAPPED> = Array::new();
+
+/// How often what depends on a peer has changed.
+#[btf_map]
+static PEER_EPOCHS: Array<u32, EPOCHS, MAPPED> = Array::new();
+
+/// Which of the peers that policies tell apart an address is.
+#[btf_map]
+static IDENTITIES: LpmTrie<Address, u32, MAX_IDENTITIES> = LpmTrie::new();
+
+/// The class of rules that a rule set has for a peer.
+#[btf_map]
+static PEERS: HashMap<PeerKey, u32, MAX_PEERS, ON_DEMAND> = HashMap::new();
+
+/// What classes of rules say of protocols and ports.
+#[btf_map]
+static RULES: LpmTrie<RuleKey, Rule, MAX_RULES> = LpmTrie::new();
+
+/// What pods may send from besides their own addresses.
+#[btf_map]
+static POD_SOURCES: LpmTrie<SourceKey, u8, MAX_POD_SOURCES> = LpmTrie::new();
+
+/// What happens at pods' interfaces.
+#[btf_map]
+static EVENTS: RingBuf<Event, EVENT_BYTES> = RingBuf::new();
+
+/// Events that nobody was told of.
+#[btf_map]
+static LOST_EVENTS: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// When the budget of events will be full again.
+#[btf_map]
+static REPORTS: Array<u64, 1> = Array::new();
+
+/// What happened at each endpoint, counted.
+#[btf_map]
+static TALLIES: LruPerCpuHashMap<TallyKey, u64, MAX_TALLIES> = LruPerCpuHashMap::new();
 
 /// Packets by reason.
 #[btf_map]
@@ -230,6 +278,63 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn standing(&self, slot: u32) -> Standing {
+        let Some(guard) = GUARDS.get_ptr(slot) else {
+            return Standing::CLOSED;
+        };
+        // SAFETY: each is read in one go, and in this order: userspace stores the rule sets before
+        // the epoch.
+        unsafe {
+            let epoch = (&raw const (*guard).epoch).read_volatile();
+            Standing {
+                ingress: (&raw const (*guard).ingress).read_volatile(),
+                egress: (&raw const (*guard).egress).read_volatile(),
+                epoch,
+                bound: (&raw const (*guard).bound).read_volatile() == 1,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn guard(&self, slot: u32) -> Guard {
+        GUARDS.get(slot).copied().unwrap_or(Guard::NONE)
+    }
+
+    #[inline(always)]
+    fn peer_epoch(&self, place: u32) -> u32 {
+        // SAFETY: the map's value is an aligned `u32` that userspace stores in one go.
+        PEER_EPOCHS
+            .get_ptr(place)
+            .map_or(0, |value| unsafe { value.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn identity(&self, address: &Address) -> u32 {
+        let bits = 8 * size_of::<Address>() as u32;
+        IDENTITIES
+            .get(&Key::new(bits, *address))
+            .copied()
+            .unwrap_or(NO_IDENTITY)
+    }
+
+    #[inline(always)]
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        // SAFETY: copied at once.
+        unsafe { PEERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        RULES.get(&Key::new(RuleKey::PORT_BITS, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn is_source(&self, key: &SourceKey) -> bool {
+        let bits = 8 * size_of::<SourceKey>() as u32;
+        POD_SOURCES.get(&Key::new(bits, *key)).is_some()
+    }
+
+    #[inline(always)]
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
         // SAFETY: the memory stays mapped while the program runs; whether it still is this key's
         // flow is for the caller to check.
@@ -276,6 +381,7 @@ impl Tables for KernelTables {
                 Note::Fin => (&raw mut (*flow).fin).write_volatile(1),
                 Note::TwinFin => (&raw mut (*flow).twin_fin).write_volatile(1),
                 Note::Reset => (&raw mut (*flow).reset).write_volatile(1),
+                Note::Judged(epochs) => (&raw mut (*flow).epochs).write_volatile(epochs),
             }
         }
         true
@@ -292,18 +398,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn may_refuse(&self, now: u64) -> bool {
-        let Some(debt) = REFUSALS.get_ptr_mut(0) else {
-            return false;
-        };
-        // SAFETY: one aligned `u64`; two CPUs at once may both take the same token.
-        match refusal::take(unsafe { debt.read_volatile() }, now) {
-            Some(next) => {
-                // SAFETY: as above.
-                unsafe { debt.write_volatile(next) };
-                true
-            }
-            None => false,
-        }
+        REFUSALS.get_ptr_mut(0).is_some_and(|debt| take(debt, now))
     }
 
     #[inline(always)]
@@ -311,6 +406,43 @@ impl Tables for KernelTables {
         if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own counter.
             unsafe { *counter += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn may_report(&self, now: u64) -> bool {
+        REPORTS.get_ptr_mut(0).is_some_and(|debt| take(debt, now))
+    }
+
+    #[inline(always)]
+    fn report(&self, event: &Event) -> bool {
+        match EVENTS.reserve(0) {
+            Some(mut entry) => {
+                entry.write(*event);
+                entry.submit(0);
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn count_lost_event(&self) {
+        if let Some(counter) = LOST_EVENTS.get_ptr_mut(0) {
+            // SAFETY: this CPU's own counter.
+            unsafe { *counter += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn tally(&self, key: &TallyKey) {
+        match TALLIES.get_ptr_mut(key) {
+            // SAFETY: this CPU's own counter.
+            Some(counter) => unsafe { *counter += 1 },
+            None => {
+                // Where there is no room, it is not counted.
+                let _ = TALLIES.insert(key, 1, 0);
+            }
         }
     }
 
@@ -324,6 +456,20 @@ impl Tables for KernelTables {
     fn random(&self) -> u32 {
         // SAFETY: a helper call without arguments.
         unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+/// Takes a token out of a budget.
+#[inline(always)]
+fn take(debt: *mut u64, now: u64) -> bool {
+    // SAFETY: one aligned `u64` of a map; two CPUs at once may both take the same token.
+    match budget::take(unsafe { debt.read_volatile() }, now) {
+        Some(next) => {
+            // SAFETY: as above.
+            unsafe { debt.write_volatile(next) };
+            true
+        }
+        None => false,
     }
 }
 

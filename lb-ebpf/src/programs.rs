@@ -96,7 +96,7 @@ pub fn expire(ctx: TcContext) -> i32 {
 fn run(mut stages: impl Stages) -> Verdict {
     let step = cross(&mut stages);
     match scratch() {
-        Some(scratch) => verdict(&KernelTables, scratch, step),
+        Some(scratch) => verdict(scratch, step),
         None => Verdict::Pass,
     }
 }

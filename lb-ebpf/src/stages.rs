@@ -25,12 +25,15 @@ use crate::{
     packet::Skb,
 };
 
-/// Defines a stage: a function of the context alone, called by this name in the object file.
+/// Defines a stage: a function that the object file has by this name.
 macro_rules! stage {
-    ($name:ident, $symbol:expr, $context:ty, |$ctx:ident, $scratch:ident| $step:expr) => {
+    ($name:ident, $symbol:expr, ($($ctx:ident: $context:ty)?), |$scratch:ident| $step:expr) => {
         #[unsafe(export_name = $symbol)]
         #[inline(never)]
-        extern "C" fn $name($ctx: *mut $context) -> u32 {
+        extern "C" fn $name($($ctx: *mut $context)?) -> u32 {
+            // Instead of a context that a stage does not look at the compiler would pass anything.
+            // SAFETY: the context is the one the kernel passed in.
+            $( let _ = unsafe { $ctx.cast::<u32>().read_volatile() }; )?
             match scratch() {
                 Some($scratch) => ($step) as u32,
                 None => Step::Pass as u32,
@@ -39,122 +42,178 @@ macro_rules! stage {
     };
 }
 
+/// Defines stages that do not look at the packet, and so are the same everywhere.
+macro_rules! blind_stages {
+    ($($stage:ident),+) => {
+        $( stage!($stage, stringify!($stage), (), |scratch| {
+            pipeline::$stage(&KernelTables, scratch)
+        }); )+
+    };
+}
+
+blind_stages!(judge, record, lose, find_frame, open_frame, record_frame);
+
 /// Defines the stages of a hook of socket buffers, whose IP header begins at `$network`.
 macro_rules! skb_hook {
-    ($hook:ident, $network:expr, $direction:expr) => {
+    ($hook:ident, $network:expr, $direction:expr; $($stage:ident),+; $($none:ident),*) => {
         pub mod $hook {
             use super::*;
 
-            skb_stage!(read, $hook, $network, $direction);
-            skb_stage!(open, $hook, $network, $direction);
-            skb_stage!(send, $hook, $network, $direction);
-            skb_stage!(error, $hook, $network, $direction);
-            skb_stage!(answer, $hook, $network, $direction);
+            $( stage!(
+                $stage,
+                concat!(stringify!($hook), "_", stringify!($stage)),
+                (ctx: __sk_buff),
+                |scratch| {
+                    let mut packet = Skb::<{ $network }>::new(TcContext::new(ctx));
+                    pipeline::$stage(&mut packet, &KernelTables, scratch, $direction)
+                }
+            ); )+
 
             /// A packet at this hook.
             pub struct Crossing(pub *mut __sk_buff);
 
             impl Stages for Crossing {
+                $(
+                    #[inline(always)]
+                    fn $stage(&mut self) -> Step {
+                        Step::of($stage(self.0))
+                    }
+                )+
+                $(
+                    #[inline(always)]
+                    fn $none(&mut self) -> Step {
+                        Step::Pass
+                    }
+                )*
+
                 #[inline(always)]
-                fn read(&mut self) -> Step {
-                    Step::of(read(self.0))
+                fn judge(&mut self) -> Step {
+                    Step::of(judge())
                 }
 
                 #[inline(always)]
-                fn open(&mut self) -> Step {
-                    Step::of(open(self.0))
+                fn record(&mut self) -> Step {
+                    Step::of(record())
                 }
 
                 #[inline(always)]
-                fn send(&mut self) -> Step {
-                    Step::of(send(self.0))
-                }
-
-                #[inline(always)]
-                fn error(&mut self) -> Step {
-                    Step::of(error(self.0))
-                }
-
-                #[inline(always)]
-                fn answer(&mut self) -> Step {
-                    Step::of(answer(self.0))
+                fn lose(&mut self) -> Step {
+                    Step::of(lose())
                 }
             }
         }
     };
 }
 
-/// Defines a stage of a hook of socket buffers.
-macro_rules! skb_stage {
-    ($stage:ident, $hook:ident, $network:expr, $direction:expr) => {
-        stage!(
-            $stage,
-            concat!(stringify!($hook), "_", stringify!($stage)),
-            __sk_buff,
-            |ctx, scratch| pipeline::$stage(
-                &mut Skb::<{ $network }>::new(TcContext::new(ctx)),
-                &KernelTables,
-                scratch,
-                $direction,
-            )
-        );
-    };
-}
-
-skb_hook!(pod_egress, ETHERNET, Direction::FromPod);
-skb_hook!(pod_ingress, ETHERNET, Direction::ToPod);
-skb_hook!(node_ingress, ETHERNET, Direction::FromWire);
-skb_hook!(node_egress, ETHERNET, Direction::ToWire);
-skb_hook!(node_ingress_l3, 0, Direction::FromWire);
-skb_hook!(node_egress_l3, 0, Direction::ToWire);
+skb_hook!(
+    pod_egress, ETHERNET, Direction::FromPod;
+    read, check, find, open, choose, send, quote, relay, answer;
+);
+skb_hook!(
+    pod_ingress, ETHERNET, Direction::ToPod;
+    read, find, open, choose, send, quote, relay, answer;
+    check
+);
+skb_hook!(
+    node_ingress, ETHERNET, Direction::FromWire;
+    read, find, open, choose, send, quote, relay, answer;
+    check
+);
+skb_hook!(
+    node_egress, ETHERNET, Direction::ToWire;
+    read, find, open, choose, send, quote, relay, answer;
+    check
+);
+skb_hook!(
+    node_ingress_l3, 0, Direction::FromWire;
+    read, find, open, choose, send, quote, relay, answer;
+    check
+);
+skb_hook!(
+    node_egress_l3, 0, Direction::ToWire;
+    read, find, open, choose, send, quote, relay, answer;
+    check
+);
 
 /// The stages of the XDP hook.
 pub mod node_xdp {
     use super::*;
 
-    stage!(read, "node_xdp_read", xdp_md, |ctx, scratch| {
-        pipeline::read_frame(&mut frame(ctx), &KernelTables, scratch)
-    });
-    stage!(open, "node_xdp_open", xdp_md, |ctx, scratch| {
-        pipeline::open_frame(&mut frame(ctx), &KernelTables, scratch)
-    });
-    stage!(send, "node_xdp_send", xdp_md, |ctx, scratch| {
-        pipeline::send_frame(&mut frame(ctx), &KernelTables, scratch)
-    });
-
-    #[inline(always)]
-    fn frame(ctx: *mut xdp_md) -> Frame {
-        Frame::new(XdpContext::new(ctx))
+    /// Defines stages that look at the frame.
+    macro_rules! frame_stages {
+        ($($stage:ident),+) => {
+            $( stage!($stage, stringify!($stage), (ctx: xdp_md), |scratch| {
+                let mut frame = Frame::new(XdpContext::new(ctx));
+                pipeline::$stage(&mut frame, &KernelTables, scratch)
+            }); )+
+        };
     }
+
+    frame_stages!(read_frame, choose_frame, send_frame);
 
     /// A frame at this hook.
     pub struct Crossing(pub *mut xdp_md);
 
+    /// What is not for frames is for the socket buffer's program to do.
     impl Stages for Crossing {
         #[inline(always)]
         fn read(&mut self) -> Step {
-            Step::of(read(self.0))
+            Step::of(read_frame(self.0))
+        }
+
+        #[inline(always)]
+        fn check(&mut self) -> Step {
+            Step::Pass
+        }
+
+        #[inline(always)]
+        fn find(&mut self) -> Step {
+            Step::of(find_frame())
         }
 
         #[inline(always)]
         fn open(&mut self) -> Step {
-            Step::of(open(self.0))
+            Step::of(open_frame())
+        }
+
+        #[inline(always)]
+        fn choose(&mut self) -> Step {
+            Step::of(choose_frame(self.0))
+        }
+
+        #[inline(always)]
+        fn judge(&mut self) -> Step {
+            Step::Pass
+        }
+
+        #[inline(always)]
+        fn record(&mut self) -> Step {
+            Step::of(record_frame())
         }
 
         #[inline(always)]
         fn send(&mut self) -> Step {
-            Step::of(send(self.0))
+            Step::of(send_frame(self.0))
         }
 
-        /// Errors and answers are for the socket buffer's program.
         #[inline(always)]
-        fn error(&mut self) -> Step {
+        fn quote(&mut self) -> Step {
+            Step::Pass
+        }
+
+        #[inline(always)]
+        fn relay(&mut self) -> Step {
             Step::Pass
         }
 
         #[inline(always)]
         fn answer(&mut self) -> Step {
             Step::Pass
+        }
+
+        #[inline(always)]
+        fn lose(&mut self) -> Step {
+            Step::of(lose())
         }
     }
 }

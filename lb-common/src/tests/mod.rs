@@ -1,7 +1,11 @@
 //! The packet path on packets of bytes.
 
+mod attacks;
+mod enforcement;
 mod errors;
+mod fence;
 mod flows;
+mod frames;
 mod headers;
 mod policies;
 mod races;

@@ -2,14 +2,22 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::{CLIENT, Cast, Node, casts, wire};
+use super::{
+    CLIENT, Cast, Node, casts,
+    fence::{CLIENT_EGRESS, DENIED_EGRESS, Fence, What},
+    wire,
+};
 use crate::{
     address::Address,
     endpoint::{Device, Endpoint},
+    enforce::Standing,
+    event::{Event, TallyKey},
     flow::{Direction, Flow, FlowKey},
     fragment::{FragmentKey, Ports},
     headers::{SYN, TCP, UDP},
     memory::MemoryTables,
+    packet::Verdict,
+    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
     tables::{FlowTable, NotInserted, Note, Tables},
@@ -18,12 +26,16 @@ use crate::{
 /// What another CPU does.
 type Act<'a> = Box<dyn FnOnce(&MemoryTables) + 'a>;
 
-/// Tables on which another CPU acts right before the nth insert of ours.
+/// Tables on which another CPU acts right before the nth insert of ours, or right after we have looked
+/// up a rule.
 struct Raced<'a> {
     tables: &'a MemoryTables,
     insert: Cell<u32>,
     act: RefCell<Option<(u32, Act<'a>)>>,
 }
+
+/// Stands for the look-up of a rule among the numbers of inserts.
+const RULE: u32 = 0;
 
 impl<'a> Raced<'a> {
     fn before_insert(
@@ -35,6 +47,19 @@ impl<'a> Raced<'a> {
             tables,
             insert: Cell::new(0),
             act: RefCell::new(Some((nth, Box::new(act)))),
+        }
+    }
+}
+
+impl<'a> Raced<'a> {
+    fn after_rule(tables: &'a MemoryTables, act: impl FnOnce(&MemoryTables) + 'a) -> Self {
+        Self::before_insert(tables, RULE, act)
+    }
+
+    fn act_if(&self, now: u32) {
+        let due = self.act.borrow_mut().take_if(|(nth, _)| *nth == now);
+        if let Some((_, act)) = due {
+            act(self.tables);
         }
     }
 }
@@ -79,18 +104,35 @@ impl Tables for Raced<'_> {
     fn set_fragment(&self, key: &FragmentKey, ports: &Ports) {
         self.tables.set_fragment(key, ports);
     }
+    fn standing(&self, slot: u32) -> Standing {
+        self.tables.standing(slot)
+    }
+    fn guard(&self, slot: u32) -> Guard {
+        self.tables.guard(slot)
+    }
+    fn peer_epoch(&self, place: u32) -> u32 {
+        self.tables.peer_epoch(place)
+    }
+    fn identity(&self, address: &Address) -> u32 {
+        self.tables.identity(address)
+    }
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        self.tables.class(key)
+    }
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        let rule = self.tables.rule(key);
+        self.act_if(RULE);
+        rule
+    }
+    fn is_source(&self, key: &SourceKey) -> bool {
+        self.tables.is_source(key)
+    }
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
         self.tables.look(table, key, at)
     }
     fn insert(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted> {
         self.insert.set(self.insert.get() + 1);
-        let due = self
-            .act
-            .borrow_mut()
-            .take_if(|(nth, _)| *nth == self.insert.get());
-        if let Some((_, act)) = due {
-            act(self.tables);
-        }
+        self.act_if(self.insert.get());
         self.tables.insert(table, key, flow)
     }
     fn note(&self, table: FlowTable, key: &FlowKey, note: Note) -> bool {
@@ -104,6 +146,18 @@ impl Tables for Raced<'_> {
     }
     fn count(&self, reason: Reason) {
         self.tables.count(reason);
+    }
+    fn may_report(&self, now: u64) -> bool {
+        self.tables.may_report(now)
+    }
+    fn report(&self, event: &Event) -> bool {
+        self.tables.report(event)
+    }
+    fn count_lost_event(&self) {
+        self.tables.count_lost_event();
+    }
+    fn tally(&self, key: &TallyKey) {
+        self.tables.tally(key);
     }
     fn now(&self) -> u64 {
         self.tables.now()
@@ -246,4 +300,93 @@ fn frontends_have_digests_of_their_own() {
         }
     }
     assert!(digests.len() > 8100, "{} of 8192 differ", digests.len());
+}
+
+/// Changes policy as the agent does: data, then the epoch of the peer.
+fn forbid_everything(tables: &MemoryTables) {
+    tables.rules.borrow_mut().clear();
+    for epoch in tables.peer_epochs.borrow_mut().values_mut() {
+        *epoch += 1;
+    }
+}
+
+fn verdict<T: Tables>(tables: &T, bytes: &[u8]) -> Verdict {
+    Node::cross(tables, CLIENT, Direction::FromPod, bytes, 0).0
+}
+
+/// A client that may reach one peer, and its packet there.
+fn allowed(cast: Cast) -> (Fence, Vec<u8>) {
+    let Cast { client, one, .. } = cast;
+    let mut fence = Fence::new(cast);
+    fence.isolate_client();
+    fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+    (fence, wire::udp(client, one, b"?"))
+}
+
+/// A flow opens while policy changes: its first packet may pass by what held before, no other does.
+#[test]
+fn a_change_while_a_flow_opens_is_seen_by_its_next_packet() {
+    for cast in casts() {
+        let (fence, packet) = allowed(cast);
+        let raced = Raced::after_rule(&fence.node.tables, forbid_everything);
+        assert_eq!(verdict(&raced, &packet), Verdict::Pass);
+        assert_eq!(fence.sends(&packet), DENIED_EGRESS);
+    }
+}
+
+/// The same while an old flow is judged again.
+#[test]
+fn a_change_while_a_flow_is_judged_again_is_seen_by_its_next_packet() {
+    for cast in casts() {
+        let one = cast.one;
+        let (fence, packet) = allowed(cast);
+        fence.sends(&packet);
+        fence.bump(one.ip());
+        let raced = Raced::after_rule(&fence.node.tables, forbid_everything);
+        assert_eq!(verdict(&raced, &packet), Verdict::Pass);
+        assert_eq!(fence.sends(&packet), DENIED_EGRESS);
+    }
+}
+
+/// Of two CPUs that judge one flow the slower stores what it was judged by, which is older: the next
+/// packet is judged once more, and no change is missed.
+#[test]
+fn a_slow_verdict_over_a_newer_one_is_judged_once_more() {
+    for cast in casts() {
+        let one = cast.one;
+        let (fence, packet) = allowed(cast);
+        fence.sends(&packet);
+        fence.bump(one.ip());
+        let raced = Raced::after_rule(&fence.node.tables, |tables| {
+            for epoch in tables.peer_epochs.borrow_mut().values_mut() {
+                *epoch += 1;
+            }
+            assert_eq!(verdict(tables, &packet), Verdict::Pass);
+        });
+        assert_eq!(verdict(&raced, &packet), Verdict::Pass);
+        let epochs = |fence: &Fence| -> Vec<u64> {
+            let flows = fence.node.tables.half_open.borrow();
+            flows.values().map(|flow| flow.epochs).collect()
+        };
+        let slow = epochs(&fence);
+        assert_eq!(verdict(&fence.node.tables, &packet), Verdict::Pass);
+        assert_ne!(epochs(&fence), slow);
+        forbid_everything(&fence.node.tables);
+        assert_eq!(fence.sends(&packet), DENIED_EGRESS);
+    }
+}
+
+/// Two CPUs open one flow, and policy changes in between: whoever loses adopts the entry of whoever
+/// was faster, with the epochs that it was judged by.
+#[test]
+fn an_adopted_flow_is_as_old_as_its_verdict() {
+    for cast in casts() {
+        let (fence, packet) = allowed(cast);
+        let raced = Raced::before_insert(&fence.node.tables, 1, |tables| {
+            assert_eq!(verdict(tables, &packet), Verdict::Pass);
+            forbid_everything(tables);
+        });
+        assert_eq!(verdict(&raced, &packet), Verdict::Pass);
+        assert_eq!(fence.sends(&packet), DENIED_EGRESS);
+    }
 }

@@ -6,10 +6,10 @@ use super::{CLIENT, Cast, Node, SECOND, SERVER, casts, wire};
 use crate::{
     address::{HAIRPIN_V4, HAIRPIN_V6, to_ip},
     balance::pick,
+    budget,
     headers::{ACK, RST, SYN, TCP, UDP},
     packet::{MARK_DELIVER, MARK_FROM_POD, Verdict},
     reason::Reason,
-    refusal,
 };
 
 /// A connection to a remote backend: both ways through the kernel's routes.
@@ -186,13 +186,13 @@ fn refusals_are_limited() {
     ] = casts();
     let mut node = Node::new();
     node.service(service, TCP, &[]);
-    for port in 0..2 * refusal::RATE as u16 {
+    for port in 0..2 * budget::RATE as u16 {
         client.set_port(1024 + port);
         node.from(CLIENT, &wire::tcp(client, service, SYN));
     }
     let counters = node.tables.counters.borrow();
-    assert_eq!(counters[&Reason::NoEndpoints], refusal::RATE);
-    assert_eq!(counters[&Reason::RefusalLimit], refusal::RATE);
+    assert_eq!(counters[&Reason::NoEndpoints], budget::RATE);
+    assert_eq!(counters[&Reason::RefusalLimit], budget::RATE);
 }
 
 #[test]

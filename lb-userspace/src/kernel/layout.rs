@@ -3,12 +3,18 @@
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, MapType, lpm_trie::Key};
 use lb_common::{
+    address::Address,
     endpoint::{
         Bucket, Device, DeviceKey, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_DEVICES,
-        MAX_ENDPOINTS,
+        MAX_ENDPOINTS, MAX_SLOTS,
     },
+    event::{EVENT_BYTES, MAX_TALLIES, TallyKey},
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
     fragment::{FragmentKey, MAX_FRAGMENTS, Ports},
+    policy::{
+        Guard, MAX_IDENTITIES, MAX_PEERS, MAX_POD_SOURCES, MAX_RULES, PEER_EPOCHS, PeerKey, Rule,
+        RuleKey, SourceKey,
+    },
     reason::Reason,
     service::{
         Affinity, AffinityKey, Backend, Cidr, Extent, Frontend, FrontendKey, MAX_AFFINITIES,
@@ -35,7 +41,7 @@ const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Every table that outlives the agent.
-pub const TABLES: [Layout; 17] = [
+pub const TABLES: [Layout; 27] = [
     table::<FrontendKey, Frontend>("FRONTENDS", MapType::Hash, MAX_FRONTENDS, NO_PREALLOC),
     table::<u32, Extent>("SERVICES", MapType::Array, MAX_SERVICES, MMAPABLE),
     table::<u32, Backend>("BACKENDS", MapType::Array, MAX_BACKENDS, MMAPABLE),
@@ -56,6 +62,22 @@ pub const TABLES: [Layout; 17] = [
     table::<FlowKey, Flow>("HALF_OPEN", MapType::LruHash, MAX_HALF_OPEN, 0),
     table::<u32, Settings>("SETTINGS", MapType::Array, 1, 0),
     table::<SocketKey, Socket>("SOCKETS", MapType::LruHash, MAX_SOCKETS, 0),
+    table::<u32, Guard>("GUARDS", MapType::Array, MAX_SLOTS as usize, MMAPABLE),
+    table::<u32, u32>("PEER_EPOCHS", MapType::Array, PEER_EPOCHS, MMAPABLE),
+    table::<Key<Address>, u32>("IDENTITIES", MapType::LpmTrie, MAX_IDENTITIES, NO_PREALLOC),
+    table::<PeerKey, u32>("PEERS", MapType::Hash, MAX_PEERS, NO_PREALLOC),
+    table::<Key<RuleKey>, Rule>("RULES", MapType::LpmTrie, MAX_RULES, NO_PREALLOC),
+    table::<Key<SourceKey>, u8>(
+        "POD_SOURCES",
+        MapType::LpmTrie,
+        MAX_POD_SOURCES,
+        NO_PREALLOC,
+    ),
+    // A ring has no keys and no values of one size, and is as long as its bytes.
+    table::<(), ()>("EVENTS", MapType::RingBuf, EVENT_BYTES, 0),
+    table::<u32, u64>("LOST_EVENTS", MapType::PerCpuArray, 1, 0),
+    table::<u32, u64>("REPORTS", MapType::Array, 1, 0),
+    table::<TallyKey, u64>("TALLIES", MapType::LruPerCpuHash, MAX_TALLIES, 0),
     table::<u32, u64>("COUNTERS", MapType::PerCpuArray, Reason::ALL.len(), 0),
     table::<u32, u64>("REFUSALS", MapType::Array, 1, 0),
 ];

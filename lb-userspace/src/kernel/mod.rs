@@ -10,6 +10,7 @@ mod load;
 mod mapped;
 mod pins;
 mod pod_cgroup;
+mod policy;
 mod sockets;
 mod stale;
 mod sweep;
@@ -25,6 +26,7 @@ pub use self::{
     load::{OBJECT, Programs, load},
     pins::Pins,
     pod_cgroup::pod_cgroup,
+    policy::Binding,
     sockets::{REFUSES, can_refuse, namespace_cookie},
     stale::StaleSockets,
     sweep::{FlowCounts, Swept, owners, sweep},

@@ -17,7 +17,7 @@ use lb_common::{
     socket::Settings,
 };
 
-use super::{Barrier, Pins, layout::TABLES, mapped::Mapped};
+use super::{Barrier, Pins, layout::TABLES, mapped::Mapped, policy::PolicyTables};
 use crate::plan::{Op, RangeEntry, ServiceTables};
 
 /// What a frontend that is not its key's own is read as: a service that is not there.
@@ -39,6 +39,7 @@ pub struct Tables {
     devices: HashMap<MapData, DeviceKey, Device>,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
+    pub(super) policy: PolicyTables,
     /// Made when it is first needed: who only reads needs none.
     barrier: Option<Barrier>,
 }
@@ -58,6 +59,7 @@ impl Tables {
             devices: Map::HashMap(open(pins, "DEVICES")?).try_into()?,
             settings: Map::Array(open(pins, "SETTINGS")?).try_into()?,
             counters: Map::PerCpuArray(open(pins, "COUNTERS")?).try_into()?,
+            policy: PolicyTables::open(pins)?,
             barrier: None,
         })
     }

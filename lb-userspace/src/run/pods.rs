@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    address::{Address, from_ip, to_ip},
+    address::{Address, UNSPECIFIED, from_ip, is_v4, to_ip},
     endpoint::Endpoint,
 };
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::slots::Slots;
 use crate::{
-    kernel::{Pins, Programs, Side, Tables, owners},
+    kernel::{Binding, Pins, Programs, Side, Tables, owners},
     links::{Claims, Holder, Link, Links, Reader},
     status::Verdict,
     world::{Kind, World},
@@ -36,6 +36,8 @@ pub struct Pods {
     unread: BTreeSet<u32>,
     /// What `ENDPOINTS` holds.
     endpoints: BTreeMap<Address, Endpoint>,
+    /// What `GUARDS` says that pods are, by slot.
+    bindings: BTreeMap<u32, Binding>,
     pending: bool,
 }
 
@@ -66,6 +68,7 @@ impl Pods {
             restored,
             unread: BTreeSet::new(),
             endpoints,
+            bindings: bindings(tables),
             pending: false,
         })
     }
@@ -147,7 +150,8 @@ impl Pods {
     /// Reads what is behind the interfaces, and writes down how to get there.
     pub async fn find_addresses(&mut self, taken: &[Link], tables: &mut Tables) -> Result<()> {
         self.read(taken).await;
-        self.write_endpoints(taken, tables)
+        self.write_endpoints(taken, tables)?;
+        self.write_bindings(tables)
     }
 
     async fn attach(&mut self, link: &Link, tables: &mut Tables, programs: &mut Programs) {
@@ -170,7 +174,11 @@ impl Pods {
         tables: &mut Tables,
         programs: &mut Programs,
     ) -> Result<()> {
-        let slot = self.slots.take(index).context("there are no more slots")?;
+        if self.slots.of(index).is_none() {
+            let slot = self.slots.take(index).context("there are no more slots")?;
+            tables.clear_guard(slot)?;
+        }
+        let slot = self.slots.of(index).context("it has a slot")?;
         self.in_use.send_replace(self.slots.in_use());
         tables.put_interface(index, slot)?;
         programs.attach(index, name, Side::Pod).await
@@ -198,6 +206,10 @@ impl Pods {
                 }
             }
             tables.remove_interface(*index)?;
+            if let Some(slot) = self.slots.of(*index) {
+                tables.clear_guard(slot)?;
+                self.bindings.remove(&slot);
+            }
             self.slots.leave(*index);
             self.attached.remove(index);
         }
@@ -269,9 +281,47 @@ impl Pods {
         Ok(())
     }
 
+    /// Binds each pod of which an address is known to its addresses, and nobody else.
+    fn write_bindings(&mut self, tables: &mut Tables) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        for (address, Holder { interface, mac }) in self.claims.holders() {
+            let Some(slot) = self.slots.of(*interface) else {
+                continue;
+            };
+            let binding = wanted.entry(slot).or_insert(Binding {
+                v4: UNSPECIFIED,
+                v6: UNSPECIFIED,
+                mac: *mac,
+            });
+            let address = from_ip(*address);
+            let own = if is_v4(&address) {
+                &mut binding.v4
+            } else {
+                &mut binding.v6
+            };
+            // Kubernetes gives a pod one address of each family (PodStatus, `podIPs`).
+            if *own == UNSPECIFIED {
+                *own = address;
+            }
+        }
+        for (slot, binding) in &wanted {
+            if self.bindings.get(slot) != Some(binding) {
+                tables.bind(*slot, Some(*binding))?;
+            }
+        }
+        for slot in self.bindings.keys() {
+            if !wanted.contains_key(slot) {
+                tables.bind(*slot, None)?;
+            }
+        }
+        self.bindings = wanted;
+        Ok(())
+    }
+
     /// Reads the tables again, so that what differs from what was written is written again.
     pub fn audit(&mut self, tables: &mut Tables) -> Result<()> {
         self.endpoints = tables.endpoints()?;
+        self.bindings = bindings(tables);
         let slots = tables.interfaces()?;
         for index in self.slots.interfaces() {
             if slots.get(&index).copied() != self.slots.of(index) {
@@ -311,4 +361,12 @@ impl Pods {
             .map(|(address, _)| *address)
             .collect()
     }
+}
+
+/// What the tables say that pods are, by slot.
+fn bindings(tables: &Tables) -> BTreeMap<u32, Binding> {
+    let guards = tables.guards().into_iter();
+    guards
+        .filter_map(|(slot, guard)| Some((slot, Binding::of(&guard)?)))
+        .collect()
 }

@@ -463,7 +463,7 @@ mod tests {
                 cgroup_root: None,
                 socket_lb: "host".to_owned(),
             },
-            tables_at: "/sys/fs/bpf/lb/v2".into(),
+            tables_at: "/sys/fs/bpf/lb/v3".into(),
             interfaces: vec![
                 Interface {
                     index: 3,
@@ -568,7 +568,7 @@ source     manifests in m
 synced     Service, Node
 awaited    EndpointSlice
 socket-lb  host
-tables     /sys/fs/bpf/lb/v2
+tables     /sys/fs/bpf/lb/v3
 
 INTERFACE  INDEX  STATE                                                  POD             ADDRESSES
 veth0      3      taken: tcx, slot 1                                     default/client  10.0.0.9

@@ -1,6 +1,6 @@
-//! The budget of refusals: a token bucket of a second's worth, kept as one number.
+//! The budgets of refusals and of events: token buckets of a second's worth, each kept as one number.
 
-/// Refusals a second, per node.
+/// Refusals a second per node, and events.
 pub const RATE: u64 = 1000;
 
 const SECOND: u64 = 1_000_000_000;
