@@ -1,5 +1,6 @@
 //! The agent: one task that owns all state, and does one thing after the other.
 
+mod attachments;
 mod devices;
 mod interfaces;
 mod pods;
@@ -26,10 +27,17 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+use self::{
+    attachments::{Answer, Attachments},
+    interfaces::Interfaces,
+    services::Services,
+    sockets::Sockets,
+    surface::Surface,
+};
 pub use self::{interfaces::Choices, sockets::SocketLb, surface::Config as SurfaceConfig};
-use self::{interfaces::Interfaces, services::Services, sockets::Sockets, surface::Surface};
 use crate::{
     api::{self, Query},
+    cni::Attachment,
     compile::PortName,
     kernel::{self, Attach, FlowCounts, Pins, Programs, StaleSockets, Swept, Tables},
     links::{self, LinkChange},
@@ -118,6 +126,7 @@ pub async fn run(config: Config) -> Result<()> {
         started: Instant::now(),
         world: World::default(),
         interfaces,
+        attachments: Attachments::default(),
         surface,
         sockets,
         stale_sockets,
@@ -150,7 +159,7 @@ pub async fn run(config: Config) -> Result<()> {
             Some(attempt) = attempts.recv() => if let Err(error) = agent.surface.attempted(attempt) {
                 break Err(error);
             },
-            Some(query) = queries.recv() => agent.answer(query),
+            Some(query) = queries.recv() => agent.answer(query).await,
             Some(report) = reports.recv() => agent.sweep(report),
             () = future::ready(()), if agent.interfaces.pending() => agent.settle().await,
             _ = tick.tick() => agent.tick().await,
@@ -159,6 +168,7 @@ pub async fn run(config: Config) -> Result<()> {
             _ = interrupt.recv() => break Ok(()),
         }
         agent.program().await;
+        agent.release();
     };
     info!("stopping; the programs go on with what the tables say");
     agent.keep_names();
@@ -194,6 +204,7 @@ struct Agent {
     world: World,
     services: Services,
     interfaces: Interfaces,
+    attachments: Attachments,
     surface: Surface,
     sockets: Sockets,
     stale_sockets: StaleSockets,
@@ -226,11 +237,17 @@ impl Agent {
             self.services.mark_cidrs();
         }
         if dirty.pods || dirty.node || waited {
-            self.interfaces.confirm(&self.world, &self.node);
-            self.interfaces.reread();
-            self.settle().await;
+            self.confirm().await;
             self.settle_sockets();
         }
+    }
+
+    /// Looks again at which interface leads to which pod.
+    async fn confirm(&mut self) {
+        let announced = self.attachments.addresses();
+        self.interfaces.confirm(&self.world, &self.node, announced);
+        self.interfaces.reread();
+        self.settle().await;
     }
 
     async fn apply_links(&mut self, changes: Vec<LinkChange>) {
@@ -401,11 +418,47 @@ impl Agent {
     }
 
     /// A question whose asker has gone needs no answer.
-    fn answer(&self, query: Query) {
-        let _ = match query {
-            Query::Status(answer) => answer.send(self.status()).map_err(drop),
-            Query::Names(answer) => answer.send(self.names()).map_err(drop),
+    async fn answer(&mut self, query: Query) {
+        match query {
+            Query::Status(answer) => drop(answer.send(self.status())),
+            Query::Names(answer) => drop(answer.send(self.names())),
+            Query::Attachment(request, answer) => {
+                let mut attachments = std::mem::take(&mut self.attachments);
+                let changed = attachments.take(request, answer, |asked| self.guarded(asked));
+                self.attachments = attachments;
+                if changed {
+                    self.confirm().await;
+                }
+            }
+        }
+    }
+
+    /// Lets the pods start that are guarded now.
+    fn release(&mut self) {
+        let mut attachments = std::mem::take(&mut self.attachments);
+        attachments.release(|asked| self.guarded(asked));
+        self.attachments = attachments;
+    }
+
+    /// Whether a pod's interface carries our programs and all that holds for the pod, or whether
+    /// that could be brought about; else why not.
+    fn guarded(&self, asked: Option<&Attachment>) -> Answer {
+        let awaited = self.world.waiting_for();
+        if !awaited.is_empty() {
+            let awaited: Vec<_> = awaited.iter().map(ToString::to_string).collect();
+            return Err(format!(
+                "the agent waits for a list of each: {}",
+                awaited.join(", ")
+            ));
+        }
+        // Whoever is not a pod of Kubernetes' is not ours to guard.
+        let Some((pod, asked)) = asked.and_then(|asked| Some((asked.pod.as_ref()?, asked))) else {
+            return Ok(());
         };
+        if self.world.pod(pod).is_none() {
+            return Err(format!("no Pod {pod} of this node is known yet"));
+        }
+        self.interfaces.hold(&asked.addresses)
     }
 
     fn status(&self) -> Status {

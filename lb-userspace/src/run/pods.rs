@@ -18,7 +18,7 @@ use crate::{
     kernel::{Pins, Programs, Side, Tables, owners},
     links::{Claims, Holder, Link, Links, Reader},
     status::Verdict,
-    world::{Kind, World},
+    world::{Kind, ObjectKey, World},
 };
 
 /// The interfaces that lead to pods, and what we did about each.
@@ -93,13 +93,41 @@ impl Pods {
         self.attached.remove(&index);
     }
 
-    /// Takes in what the objects say of the node's pods.
-    pub fn confirm(&mut self, world: &World) {
-        if !world.waiting_for().contains(&Kind::Pod) {
-            let pods = world
-                .pods()
-                .map(|(key, pod)| (key.clone(), pod.ips.iter().copied().collect()));
-            self.claims.confirm(pods.collect());
+    /// Takes in what the objects say of the node's pods, and what runtimes said of the addresses
+    /// that they gave them.
+    pub fn confirm<'a>(
+        &mut self,
+        world: &World,
+        announced: impl Iterator<Item = (&'a ObjectKey, &'a BTreeSet<IpAddr>)>,
+    ) {
+        if world.waiting_for().contains(&Kind::Pod) {
+            return;
+        }
+        let pods = world
+            .pods()
+            .map(|(key, pod)| (key.clone(), pod.ips.iter().copied().collect()));
+        let mut pods: BTreeMap<ObjectKey, BTreeSet<IpAddr>> = pods.collect();
+        for (pod, addresses) in announced.filter(|(pod, _)| world.pod(pod).is_some()) {
+            // Who had an address before has it no more, whatever its object still says.
+            for known in pods.values_mut() {
+                known.retain(|address| !addresses.contains(address));
+            }
+            pods.entry(pod.clone()).or_default().extend(addresses);
+        }
+        self.claims.confirm(pods);
+    }
+
+    /// Whether our programs are on the interface that an address is behind; else why not.
+    pub fn hold(&self, address: &IpAddr) -> Result<(), String> {
+        let Some(holder) = self.claims.holders().get(address) else {
+            return Err(format!(
+                "no interface that leads to a pod is known to have {address}"
+            ));
+        };
+        match self.attached.get(&holder.interface) {
+            Some(Ok(())) if self.endpoints.contains_key(&from_ip(*address)) => Ok(()),
+            Some(Err(error)) => Err(format!("cannot attach to its interface: {error}")),
+            _ => Err(format!("the interface of {address} is not attached yet")),
         }
     }
 

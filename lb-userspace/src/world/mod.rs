@@ -27,12 +27,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use node::{Node, close_names};
 pub use pod::Pod;
 pub use protocol::Protocol;
+use serde::{Deserialize, Serialize};
 pub use service::{Service, ServicePort};
 pub use service_cidr::ServiceCidr;
 use table::{Changed, Table};
 
 /// Name of an object; the namespace is empty where its kind has none.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectKey {
     pub namespace: String,
     pub name: String,
@@ -389,6 +390,11 @@ impl World {
     /// The Pods of this node that have a network of their own and have not finished, by key.
     pub fn pods(&self) -> impl Iterator<Item = (&ObjectKey, &Pod)> {
         self.pods.values()
+    }
+
+    /// A pod of this node.
+    pub fn pod(&self, key: &ObjectKey) -> Option<&Pod> {
+        self.pods.get(key)
     }
 
     fn apply_service(&mut self, event: Event<Service>, dirty: &mut Dirty) {
