@@ -10,17 +10,17 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use axum::{Json, Router, extract::State, http::StatusCode, routing};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::{Request, body::Bytes, client::conn::http1};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
     time::timeout,
 };
 
-use crate::{names::Names, status::Status};
+use crate::{cni, names::Names, status::Status};
 
 /// How long a client waits: the agent may be in the middle of a large change.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum Query {
     Status(oneshot::Sender<Status>),
     Names(oneshot::Sender<Names>),
+    /// What a container runtime asks for; answered when it is done, or why it is not.
+    Attachment(cni::Request, oneshot::Sender<Result<(), String>>),
 }
 
 /// Takes the socket over from an agent that is gone; an error where one still listens.
@@ -71,6 +73,12 @@ pub async fn serve(listener: UnixListener, queries: mpsc::Sender<Query>) -> io::
             "/names",
             routing::get(async |state| ask(state, Query::Names).await),
         )
+        .route(
+            "/attachments",
+            routing::post(async |state, Json(request)| {
+                ask(state, |answer| Query::Attachment(request, answer)).await
+            }),
+        )
         .with_state(queries);
     axum::serve(listener, router).await
 }
@@ -95,23 +103,51 @@ pub async fn names(socket: &Path) -> Result<Option<Names>> {
     fetch(socket, "/names").await
 }
 
+/// What the running agent answers a container runtime; `None` where no agent runs.
+pub async fn attachment(
+    socket: &Path,
+    request: &cni::Request,
+) -> Result<Option<Result<(), String>>> {
+    post(socket, "/attachments", request).await
+}
+
 async fn fetch<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<Option<T>> {
+    let request = Request::get(path).body(Full::default())?;
+    converse(socket, request).await
+}
+
+async fn post<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<Option<T>> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::from(serde_json::to_vec(body)?))?;
+    converse(socket, request).await
+}
+
+async fn converse<T: DeserializeOwned>(
+    socket: &Path,
+    request: Request<Full<Bytes>>,
+) -> Result<Option<T>> {
     let Some(stream) = connect(socket).await? else {
         return Ok(None);
     };
-    let answer = timeout(PATIENCE, exchange(stream, path)).await;
+    let answer = timeout(PATIENCE, exchange(stream, request)).await;
     let body = answer.context("the agent does not answer")??;
     serde_json::from_slice(&body)
         .context("understand the agent's answer")
         .map(Some)
 }
 
-async fn exchange(stream: UnixStream, path: &str) -> Result<Bytes> {
+async fn exchange(stream: UnixStream, mut request: Request<Full<Bytes>>) -> Result<Bytes> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get(path)
-        .header("host", "lb")
-        .body(Empty::<Bytes>::new())?;
+    let headers = request.headers_mut();
+    headers.insert(header::HOST, header::HeaderValue::from_static("lb"));
     let answer = sender
         .send_request(request)
         .await

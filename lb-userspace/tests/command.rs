@@ -115,6 +115,7 @@ async fn agent(directory: &Path) -> Result<()> {
             match query {
                 Query::Status(answer) => drop(answer.send(status())),
                 Query::Names(answer) => drop(answer.send(Names::default())),
+                Query::Attachment(_, answer) => drop(answer.send(Ok(()))),
             }
         }
     });

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod agent;
+mod cni;
 mod output;
 mod settings;
 mod view;
@@ -22,6 +23,7 @@ use serde_json::Value;
 pub use self::output::Failure;
 use crate::{
     api,
+    cni::Variables,
     kernel::{self, Pins},
     kube_proxy::{self, Cleaned},
     listen::BindAddress,
@@ -68,6 +70,9 @@ pub enum Command {
     /// Remove every program, table and file that the agent left, or what kube-proxy left
     #[command(after_help = CLEANUP_EXAMPLES)]
     Cleanup(Cleanup),
+    /// Be the CNI plugin that holds pods back until they are guarded, or install it
+    #[command(after_help = CNI_EXAMPLES)]
+    Cni(cni::Cni),
 }
 
 #[derive(Debug, Args)]
@@ -136,6 +141,14 @@ Examples:
   lb cleanup
   lb cleanup --kube-proxy
   lb cleanup --bpffs /run/lb/bpffs";
+
+const CNI_EXAMPLES: &str = "\
+Examples:
+  lb cni install
+  lb cni install --cni-conf-dir /host/etc/cni/net.d --cni-bin-dir /host/opt/cni/bin
+  lb cni uninstall
+
+Without a command it is the plugin: a container runtime calls it so, by CNI_COMMAND.";
 
 /// What `lb run` is told.
 #[derive(Debug, Args)]
@@ -345,6 +358,11 @@ pub enum Source {
 
 /// Reads the command line; ends the process where it is wrong, or asks for help.
 pub fn parse() -> (Cli, Value) {
+    // Runtimes call a plugin by its path alone.
+    if env::args_os().len() == 1 && Variables::of_process().is_some() {
+        let command = Command::Cni(cni::Cni { command: None });
+        return (Cli { command }, Value::Null);
+    }
     let matches = Cli::command().get_matches();
     let settings = settings::of_run(&Cli::command(), &matches);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -362,6 +380,7 @@ pub async fn execute(cli: Cli, settings: Value) -> Result<(), Failure> {
             kube_proxy: true, ..
         }) => cleanup_kube_proxy().await,
         Command::Cleanup(Cleanup { places, .. }) => cleanup(&places).await,
+        Command::Cni(cni::Cni { command }) => cni::execute(command).await,
     }
 }
 

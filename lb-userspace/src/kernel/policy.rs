@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use lb_common::{
     address::Address,
-    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey, peer_epoch},
+    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
 };
 
 use super::{
@@ -138,9 +138,9 @@ impl Tables {
         self.policy.guards.set(slot, guard).context("write GUARDS")
     }
 
-    /// Has the flows to and from an address judged again, at every endpoint.
-    pub fn bump_peer(&mut self, address: &Address) -> Result<()> {
-        let place = peer_epoch(address);
+    /// Has the flows to and from the addresses with this [`lb_common::policy::peer_epoch`] judged
+    /// again, at every endpoint.
+    pub fn bump_peers(&mut self, place: u32) -> Result<()> {
         let epochs = &self.policy.peer_epochs;
         let epoch = epochs.get(place).context("read PEER_EPOCHS")?;
         epochs.set(place, next(epoch)).context("write PEER_EPOCHS")

@@ -1,6 +1,9 @@
 //! The interfaces of the node: those that lead to its pods, and those that lead out of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::Result;
 use tokio::sync::watch;
@@ -11,7 +14,7 @@ use crate::{
     links::{Judgement, Link, LinkChange, Links, Patterns},
     node_view::{NodePortAddresses, NodeView},
     status::{Interface, Verdict},
-    world::World,
+    world::{ObjectKey, World},
 };
 
 /// What the command line says of interfaces.
@@ -60,6 +63,11 @@ impl Interfaces {
         self.pods.swept();
     }
 
+    /// The interfaces of pods.
+    pub fn pods(&mut self) -> &mut Pods {
+        &mut self.pods
+    }
+
     /// Takes in a change of the node's interfaces.
     pub fn apply(&mut self, change: LinkChange) {
         match &change {
@@ -76,13 +84,18 @@ impl Interfaces {
         self.links.apply(change);
     }
 
-    /// Takes in what the objects say of the node and its pods.
-    pub fn confirm(&mut self, world: &World, node: &str) {
+    /// Takes in what the objects say of the node and its pods, and runtimes of the pods' addresses.
+    pub fn confirm<'a>(
+        &mut self,
+        world: &World,
+        node: &str,
+        announced: impl Iterator<Item = (&'a ObjectKey, &'a BTreeSet<IpAddr>)>,
+    ) {
         if let Some(node) = world.node(node) {
             self.links.set_node_addresses(&node.addresses);
             self.node_known = true;
         }
-        self.pods.confirm(world);
+        self.pods.confirm(world, announced);
     }
 
     /// The node's own addresses and where NodePorts are served, once that is known.
@@ -99,6 +112,13 @@ impl Interfaces {
     /// Lets every inside be read again.
     pub fn reread(&mut self) {
         self.pods.reread();
+    }
+
+    /// Whether our programs are on the interface behind which all these addresses are; else why not.
+    pub fn hold(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), String> {
+        addresses
+            .iter()
+            .try_for_each(|address| self.pods.hold(address))
     }
 
     /// Whether a pod of this node has an address that no interface is known to hold.

@@ -1,8 +1,10 @@
 //! The agent: one task that owns all state, and does one thing after the other.
 
+mod attachments;
 mod devices;
 mod interfaces;
 mod pods;
+mod policies;
 mod services;
 mod slots;
 mod sockets;
@@ -26,10 +28,18 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+use self::{
+    attachments::{Answer, Attachments},
+    interfaces::Interfaces,
+    policies::Policies,
+    services::Services,
+    sockets::Sockets,
+    surface::Surface,
+};
 pub use self::{interfaces::Choices, sockets::SocketLb, surface::Config as SurfaceConfig};
-use self::{interfaces::Interfaces, services::Services, sockets::Sockets, surface::Surface};
 use crate::{
     api::{self, Query},
+    cni::Attachment,
     compile::PortName,
     kernel::{self, Attach, FlowCounts, Pins, Programs, StaleSockets, Swept, Tables},
     links::{self, LinkChange},
@@ -99,7 +109,9 @@ pub async fn run(config: Config) -> Result<()> {
         programs.follow_log()?;
     }
     let mut tables = Tables::open(&pins)?;
-    let interfaces = Interfaces::restore(interfaces, &pins, &tables)?;
+    let mut interfaces = Interfaces::restore(interfaces, &pins, &tables)?;
+    let mut policies = Policies::restore(&tables)?;
+    policies.guard(interfaces.pods(), &mut tables)?;
     let sockets = Sockets::start(socket_lb, cgroup_root.clone(), &mut programs, &mut tables)?;
     let stale_sockets = StaleSockets::watch(&pins)?;
     let names_path = Names::path(&socket);
@@ -118,6 +130,8 @@ pub async fn run(config: Config) -> Result<()> {
         started: Instant::now(),
         world: World::default(),
         interfaces,
+        attachments: Attachments::default(),
+        policies,
         surface,
         sockets,
         stale_sockets,
@@ -150,7 +164,7 @@ pub async fn run(config: Config) -> Result<()> {
             Some(attempt) = attempts.recv() => if let Err(error) = agent.surface.attempted(attempt) {
                 break Err(error);
             },
-            Some(query) = queries.recv() => agent.answer(query),
+            Some(query) = queries.recv() => agent.answer(query).await,
             Some(report) = reports.recv() => agent.sweep(report),
             () = future::ready(()), if agent.interfaces.pending() => agent.settle().await,
             _ = tick.tick() => agent.tick().await,
@@ -159,6 +173,7 @@ pub async fn run(config: Config) -> Result<()> {
             _ = interrupt.recv() => break Ok(()),
         }
         agent.program().await;
+        agent.release();
     };
     info!("stopping; the programs go on with what the tables say");
     agent.keep_names();
@@ -194,6 +209,8 @@ struct Agent {
     world: World,
     services: Services,
     interfaces: Interfaces,
+    attachments: Attachments,
+    policies: Policies,
     surface: Surface,
     sockets: Sockets,
     stale_sockets: StaleSockets,
@@ -225,12 +242,19 @@ impl Agent {
         if dirty.cidrs {
             self.services.mark_cidrs();
         }
+        self.policies.mark(dirty.policy);
         if dirty.pods || dirty.node || waited {
-            self.interfaces.confirm(&self.world, &self.node);
-            self.interfaces.reread();
-            self.settle().await;
+            self.confirm().await;
             self.settle_sockets();
         }
+    }
+
+    /// Looks again at which interface leads to which pod.
+    async fn confirm(&mut self) {
+        let announced = self.attachments.addresses();
+        self.interfaces.confirm(&self.world, &self.node, announced);
+        self.interfaces.reread();
+        self.settle().await;
     }
 
     async fn apply_links(&mut self, changes: Vec<LinkChange>) {
@@ -244,11 +268,14 @@ impl Agent {
         let Self {
             interfaces,
             services,
+            policies,
             tables,
             programs,
             ..
         } = self;
-        if let Err(error) = interfaces.settle(tables, programs).await {
+        let settled = interfaces.settle(tables, programs).await;
+        let guarded = policies.guard(interfaces.pods(), tables);
+        if let Err(error) = settled.and(guarded) {
             error!("cannot keep up with the interfaces, trying again: {error:#}");
         }
         if let Some(view) = interfaces.view() {
@@ -274,7 +301,7 @@ impl Agent {
     /// Programs what is out of date. Nothing is written, and so nothing removed, before everything
     /// has been listed.
     async fn program(&mut self) {
-        if self.waiting || !self.services.pending() {
+        if self.waiting || !self.services.pending() && !self.policies.pending() {
             return;
         }
         self.surface.queue();
@@ -284,11 +311,23 @@ impl Agent {
         let started = Instant::now();
         let Self {
             services,
+            policies,
+            interfaces,
             world,
             tables,
             ..
         } = self;
-        match block_in_place(|| services.program(world, tables)) {
+        // What is forbidden comes before what is offered.
+        let programmed = block_in_place(|| {
+            if policies.pending() {
+                policies.program(world, interfaces.pods(), tables)?;
+            }
+            match services.pending() {
+                true => services.program(world, tables),
+                false => Ok(false),
+            }
+        });
+        match programmed {
             Ok(renamed) => {
                 self.renamed |= renamed;
                 if services.take_deaths() {
@@ -345,14 +384,15 @@ impl Agent {
     async fn audit(&mut self) {
         let Self {
             services,
+            policies,
             interfaces,
             tables,
             ..
         } = self;
         let mut audit = || {
-            services
-                .audit(tables)
-                .and_then(|()| interfaces.audit(tables))
+            services.audit(tables)?;
+            interfaces.audit(tables)?;
+            policies.audit(tables)
         };
         if let Err(error) = block_in_place(&mut audit) {
             error!("cannot compare the tables with what was written: {error:#}");
@@ -401,11 +441,51 @@ impl Agent {
     }
 
     /// A question whose asker has gone needs no answer.
-    fn answer(&self, query: Query) {
-        let _ = match query {
-            Query::Status(answer) => answer.send(self.status()).map_err(drop),
-            Query::Names(answer) => answer.send(self.names()).map_err(drop),
+    async fn answer(&mut self, query: Query) {
+        match query {
+            Query::Status(answer) => drop(answer.send(self.status())),
+            Query::Names(answer) => drop(answer.send(self.names())),
+            Query::Attachment(request, answer) => {
+                let mut attachments = std::mem::take(&mut self.attachments);
+                let changed = attachments.take(request, answer, |asked| self.guarded(asked));
+                self.attachments = attachments;
+                if changed {
+                    self.confirm().await;
+                }
+            }
+        }
+    }
+
+    /// Lets the pods start that are guarded now.
+    fn release(&mut self) {
+        let mut attachments = std::mem::take(&mut self.attachments);
+        attachments.release(|asked| self.guarded(asked));
+        self.attachments = attachments;
+    }
+
+    /// Whether a pod's interface carries our programs and all that holds for the pod, or whether
+    /// that could be brought about; else why not.
+    fn guarded(&self, asked: Option<&Attachment>) -> Answer {
+        let awaited = self.world.waiting_for();
+        if !awaited.is_empty() {
+            let awaited: Vec<_> = awaited.iter().map(ToString::to_string).collect();
+            return Err(format!(
+                "the agent waits for a list of each: {}",
+                awaited.join(", ")
+            ));
+        }
+        // Whoever is not a pod of Kubernetes' is not ours to guard.
+        let Some((pod, asked)) = asked.and_then(|asked| Some((asked.pod.as_ref()?, asked))) else {
+            return Ok(());
         };
+        if !self.world.is_local(pod) {
+            return Err(format!("no Pod {pod} of this node is known yet"));
+        }
+        self.interfaces.hold(&asked.addresses)?;
+        match self.policies.hold(pod, self.interfaces.pods()) {
+            true => Ok(()),
+            false => Err(format!("the policies of {pod} are not in force yet")),
+        }
     }
 
     fn status(&self) -> Status {
@@ -487,6 +567,14 @@ impl Agent {
                 kind: "cgroup".to_owned(),
                 object,
                 problem,
+            });
+        }
+        for pod in self.policies.closed() {
+            problems.push(Problem {
+                kind: Kind::Pod.to_string(),
+                object: pod.to_string(),
+                problem: "the tables have no room for its policies: nothing may reach or leave it"
+                    .to_owned(),
             });
         }
         if self.services.repaired() > 0 {

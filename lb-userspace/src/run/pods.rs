@@ -15,10 +15,11 @@ use tracing::{info, warn};
 
 use super::slots::Slots;
 use crate::{
+    compile::policy::RuleSets,
     kernel::{Binding, Pins, Programs, Side, Tables, owners},
     links::{Claims, Holder, Link, Links, Reader},
     status::Verdict,
-    world::{Kind, World},
+    world::{Kind, ObjectKey, World},
 };
 
 /// The interfaces that lead to pods, and what we did about each.
@@ -38,6 +39,8 @@ pub struct Pods {
     endpoints: BTreeMap<Address, Endpoint>,
     /// What `GUARDS` says that pods are, by slot.
     bindings: BTreeMap<u32, Binding>,
+    /// The rule sets of an interface until it is known whose it is.
+    stranger: RuleSets,
     pending: bool,
 }
 
@@ -69,6 +72,7 @@ impl Pods {
             unread: BTreeSet::new(),
             endpoints,
             bindings: bindings(tables),
+            stranger: RuleSets::OPEN,
             pending: false,
         })
     }
@@ -96,13 +100,41 @@ impl Pods {
         self.attached.remove(&index);
     }
 
-    /// Takes in what the objects say of the node's pods.
-    pub fn confirm(&mut self, world: &World) {
-        if !world.waiting_for().contains(&Kind::Pod) {
-            let pods = world
-                .local_pods()
-                .map(|(key, pod, _)| (key.clone(), pod.ips.iter().copied().collect()));
-            self.claims.confirm(pods.collect());
+    /// Takes in what the objects say of the node's pods, and what runtimes said of the addresses
+    /// that they gave them.
+    pub fn confirm<'a>(
+        &mut self,
+        world: &World,
+        announced: impl Iterator<Item = (&'a ObjectKey, &'a BTreeSet<IpAddr>)>,
+    ) {
+        if world.waiting_for().contains(&Kind::Pod) {
+            return;
+        }
+        let pods = world
+            .local_pods()
+            .map(|(key, pod, _)| (key.clone(), pod.ips.iter().copied().collect()));
+        let mut pods: BTreeMap<ObjectKey, BTreeSet<IpAddr>> = pods.collect();
+        for (pod, addresses) in announced.filter(|(pod, _)| world.is_local(pod)) {
+            // Who had an address before has it no more, whatever its object still says.
+            for known in pods.values_mut() {
+                known.retain(|address| !addresses.contains(address));
+            }
+            pods.entry(pod.clone()).or_default().extend(addresses);
+        }
+        self.claims.confirm(pods);
+    }
+
+    /// Whether our programs are on the interface that an address is behind; else why not.
+    pub fn hold(&self, address: &IpAddr) -> Result<(), String> {
+        let Some(holder) = self.claims.holders().get(address) else {
+            return Err(format!(
+                "no interface that leads to a pod is known to have {address}"
+            ));
+        };
+        match self.attached.get(&holder.interface) {
+            Some(Ok(())) if self.endpoints.contains_key(&from_ip(*address)) => Ok(()),
+            Some(Err(error)) => Err(format!("cannot attach to its interface: {error}")),
+            _ => Err(format!("the interface of {address} is not attached yet")),
         }
     }
 
@@ -176,7 +208,9 @@ impl Pods {
     ) -> Result<()> {
         if self.slots.of(index).is_none() {
             let slot = self.slots.take(index).context("there are no more slots")?;
+            let RuleSets { ingress, egress } = self.stranger;
             tables.clear_guard(slot)?;
+            tables.set_rule_sets(slot, ingress, egress)?;
         }
         let slot = self.slots.of(index).context("it has a slot")?;
         self.in_use.send_replace(self.slots.in_use());
@@ -219,6 +253,23 @@ impl Pods {
             self.claims.retain(&taken);
         }
         Ok(changed)
+    }
+
+    /// Says which rule sets an interface has until it is known whose it is.
+    pub fn expect(&mut self, stranger: RuleSets) {
+        self.stranger = stranger;
+    }
+
+    /// The slots in use, each with the pod that its interface leads to where that is known.
+    pub fn slots_and_pods(&self) -> impl Iterator<Item = (u32, Option<&ObjectKey>)> {
+        let interfaces = self.slots.interfaces();
+        interfaces.filter_map(|index| Some((self.slots.of(index)?, self.claims.pod(index))))
+    }
+
+    /// The slots of a pod.
+    pub fn slots_of(&self, pod: &ObjectKey) -> impl Iterator<Item = u32> {
+        let slots = self.slots_and_pods();
+        slots.filter_map(move |(slot, holder)| (holder == Some(pod)).then_some(slot))
     }
 
     /// The interfaces that have a slot.

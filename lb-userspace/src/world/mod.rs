@@ -33,12 +33,13 @@ pub use node::{Node, close_names};
 pub use pod::{LocalPod, NamedPort, Pod};
 pub use policy::{Policy, PolicyName};
 pub use protocol::Protocol;
+use serde::{Deserialize, Serialize};
 pub use service::{Service, ServicePort};
 pub use service_cidr::ServiceCidr;
 use table::{Changed, Table};
 
 /// Name of an object; the namespace is empty where its kind has none.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectKey {
     pub namespace: String,
     pub name: String,
@@ -478,6 +479,11 @@ impl World {
     pub fn local_pods(&self) -> impl Iterator<Item = (&ObjectKey, &Pod, &LocalPod)> {
         let pods = self.pods.values();
         pods.filter_map(|(key, pod)| Some((key, pod, pod.local.as_ref()?)))
+    }
+
+    /// Whether a pod is one of [`Self::local_pods`].
+    pub fn is_local(&self, pod: &ObjectKey) -> bool {
+        self.pod(pod).is_some_and(|pod| pod.local.is_some())
     }
 
     /// The Pods of all nodes that have a network of their own and have not finished, by key.
