@@ -64,7 +64,12 @@ impl Interfaces {
     }
 
     /// The interfaces of pods.
-    pub fn pods(&mut self) -> &mut Pods {
+    pub fn pods(&self) -> &Pods {
+        &self.pods
+    }
+
+    /// As [`Self::pods`], to be changed.
+    pub fn pods_mut(&mut self) -> &mut Pods {
         &mut self.pods
     }
 

@@ -111,7 +111,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut tables = Tables::open(&pins)?;
     let mut interfaces = Interfaces::restore(interfaces, &pins, &tables)?;
     let mut policies = Policies::restore(&tables)?;
-    policies.guard(interfaces.pods(), &mut tables)?;
+    policies.guard(interfaces.pods_mut(), &mut tables)?;
     let sockets = Sockets::start(socket_lb, cgroup_root.clone(), &mut programs, &mut tables)?;
     let stale_sockets = StaleSockets::watch(&pins)?;
     let names_path = Names::path(&socket);
@@ -274,7 +274,7 @@ impl Agent {
             ..
         } = self;
         let settled = interfaces.settle(tables, programs).await;
-        let guarded = policies.guard(interfaces.pods(), tables);
+        let guarded = policies.guard(interfaces.pods_mut(), tables);
         if let Err(error) = settled.and(guarded) {
             error!("cannot keep up with the interfaces, trying again: {error:#}");
         }
@@ -320,7 +320,7 @@ impl Agent {
         // What is forbidden comes before what is offered.
         let programmed = block_in_place(|| {
             if policies.pending() {
-                policies.program(world, interfaces.pods(), tables)?;
+                policies.program(world, interfaces.pods_mut(), tables)?;
             }
             match services.pending() {
                 true => services.program(world, tables),
