@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use super::{CLIENT, Cast, Node, casts, wire};
 use crate::{
     address::Address,
+    affinity::Rank,
     endpoint::{Device, Endpoint},
     flow::{Direction, Flow, FlowKey},
     fragment::{FragmentKey, Ports},
@@ -72,6 +73,9 @@ impl Tables for Raced<'_> {
     }
     fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
         self.tables.set_affinity(key, affinity);
+    }
+    fn row(&self, wanted: Rank, rows: (u32, u32)) -> Option<u32> {
+        self.tables.row(wanted, rows)
     }
     fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
         self.tables.fragment(key)
