@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     address::Address,
+    affinity::Rank,
     endpoint::{Device, Endpoint},
     enforce::Standing,
     event::{Event, TallyKey},
@@ -97,6 +98,9 @@ impl Tables for Raced<'_> {
     }
     fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
         self.tables.set_affinity(key, affinity);
+    }
+    fn row(&self, wanted: Rank, rows: (u32, u32)) -> Option<u32> {
+        self.tables.row(wanted, rows)
     }
     fn fragment(&self, key: &FragmentKey) -> Option<Ports> {
         self.tables.fragment(key)

@@ -166,9 +166,14 @@ pub(super) fn cluster_networks() -> [IpNet; 2] {
     ]
 }
 
-/// The address of a node's tunnel device, which is the first of its pods' network.
+/// The address of a node's tunnel device: in IPv4 the first of its pods' network, as flannel has it.
+/// In IPv6 Linux takes that for the address of any router there (RFC 4291, 2.6.1) and sends it no ICMP
+/// errors.
 pub(super) fn overlay(node: u8) -> Pair {
-    pod(node, 0)
+    Pair {
+        v4: pod(node, 0).v4,
+        v6: pod(node, 254).v6,
+    }
 }
 
 /// What a node's pods send everything to that is not on their own link.

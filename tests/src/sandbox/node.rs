@@ -104,6 +104,11 @@ impl Node {
         addresses::node(self.number)
     }
 
+    /// The addresses of its tunnel device, where the topology has one.
+    pub fn tunnel_addresses(&self) -> Pair {
+        addresses::overlay(self.number)
+    }
+
     /// The addresses that it has towards its pods.
     pub fn gateway(&self) -> Pair {
         addresses::gateway(self.number)

@@ -2,9 +2,10 @@
 
 use std::{
     collections::BTreeSet,
+    io::{self, ErrorKind},
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd as _,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -266,12 +267,26 @@ fn sprung(
     source: IpAddr,
     to: SocketAddr,
 ) -> Result<bool> {
-    let ready = pod.run(UdpSocket::bind(trap))?;
+    let ready = pod.run(bind(trap))?;
     let packet = packet(SocketAddr::new(source, 4_800), to, &[], b"boo\n")?;
     outside.run(async move { send_raw(&packet, to) })?;
     let mut datagram = [0; 16];
     let heard = async { tokio::time::timeout(SOON, ready.recv(&mut datagram)).await };
     Ok(pod.wait(heard).is_ok())
+}
+
+/// A socket at an address that another has just left: a process that somebody starts meanwhile holds
+/// the other for a moment, until it is another program's.
+async fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let started = Instant::now();
+    loop {
+        match UdpSocket::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && started.elapsed() < SOON => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// The node tells them apart by ports of its own.

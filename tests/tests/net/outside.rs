@@ -281,10 +281,8 @@ impl Outside {
 
 /// Whether an address is one of a node's own.
 pub fn belongs_to(node: &Node, address: IpAddr) -> bool {
-    let networks = node.pod_networks();
-    // A tunnel device has the first address of the pods' network.
-    let tunnel = networks.map(|network| network.network());
-    node.addresses().each().contains(&address) || tunnel.contains(&address)
+    let own = [node.addresses(), node.tunnel_addresses()];
+    own.iter().any(|own| own.each().contains(&address))
 }
 
 /// Fails unless the other side, or a node on the way, says no.
