@@ -13,6 +13,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
+    expiry,
     flow::Direction,
     packet::ETHERNET,
     pipeline::{self, Stages, Step},
@@ -80,6 +81,16 @@ blind_stage!(lose_packet, lose);
 blind_stage!(find_frame, find_frame);
 blind_stage!(open_frame, open_frame);
 blind_stage!(record_frame, record_frame);
+
+/// Expires the flow whose key is in the scratch.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn expire_flow() -> u32 {
+    if let Some(scratch) = scratch() {
+        expiry::expire_one(&KernelTables, scratch);
+    }
+    0
+}
 
 /// Defines the stages of a kind of socket buffer.
 macro_rules! skb_stages {

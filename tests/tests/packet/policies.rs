@@ -6,7 +6,7 @@ use fastrand::Rng;
 use lb_common::{
     address::{UNSPECIFIED, from_ip},
     flow::Direction,
-    headers::{ACK, SYN, TCP, UDP},
+    headers::{ACK, SYN, TCP},
     memory::Frame,
     policy::{CLOSED, Guard, OPEN, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
@@ -138,13 +138,7 @@ fn behind_a_service(pair: &mut Pair, cast: &Cast) {
 fn itself(pair: &mut Pair, cast: &Cast) {
     let own = with_port(cast.client, 8080);
     pair.service(cast.service, TCP, &[own]);
-    allow(
-        pair,
-        &Cast {
-            one: own,
-            ..*cast
-        },
-    );
+    allow(pair, &Cast { one: own, ..*cast });
     let syn = tcp(cast.client, cast.service, SYN);
     pair.guard(1, guard(CLOSED, RULE_SET, 1));
     assert_eq!(pair.from(CLIENT, &syn).action, Action::Drop);
