@@ -15,18 +15,25 @@ pub const BATCH: usize = 64;
 /// header, whose both entries are expired.
 #[inline(always)]
 pub fn expire<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
-    let now = tables.now();
     for place in 0..BATCH {
-        let offset = ETHERNET + place * FlowKey::SIZE;
-        if scratch.key.read(packet, offset).is_none() {
+        if !read(packet, scratch, place) {
             return;
         }
-        expire_one(tables, scratch, now);
+        expire_one(tables, scratch);
     }
 }
 
-#[inline(never)]
-fn expire_one<T: Tables>(tables: &T, scratch: &mut Scratch, now: u64) {
+/// Reads the key at a place of the list into the scratch; false past the end.
+#[inline(always)]
+pub fn read<P: Packet>(packet: &P, scratch: &mut Scratch, place: usize) -> bool {
+    let offset = ETHERNET + place * FlowKey::SIZE;
+    scratch.key.read(packet, offset).is_some()
+}
+
+/// Removes the flow of `scratch.key` if both of its entries are expired.
+#[inline(always)]
+pub fn expire_one<T: Tables>(tables: &T, scratch: &mut Scratch) {
+    let now = tables.now();
     let protocol = scratch.key.protocol;
     let expired = |flow: &Flow| flow.expired(FlowTable::Flows, protocol, now);
     let copy = |flow: &Flow| scratch.flow = *flow;

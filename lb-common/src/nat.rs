@@ -2,7 +2,6 @@
 
 use crate::{
     checksum::Difference,
-    crc32c,
     flow::Tuple,
     headers::{Family, Headers, Kind, SCTP, UDP},
     packet::{Packet, Scope},
@@ -78,10 +77,8 @@ fn rewrite_sctp<P: Packet>(
     let length = headers.transport_length();
     let field = packet.load(headers.checksum())?;
     packet.store_summed(headers.transport(), &new)?;
-    packet.store_summed(
-        headers.checksum(),
-        &crc32c::corrected(field, old, new, length),
-    )
+    let field = packet.corrected_crc(field, old, new, length);
+    packet.store_summed(headers.checksum(), &field)
 }
 
 /// Source and destination port as they are on the wire.

@@ -1,6 +1,6 @@
 //! A packet as the packet path sees it, wherever it runs.
 
-use crate::{address::Address, checksum::Difference, flow::Tuple, reason::Reason};
+use crate::{address::Address, checksum::Difference, crc32c, flow::Tuple, reason::Reason};
 
 /// Length of the Ethernet header: where the IP header starts on most interfaces.
 pub const ETHERNET: usize = 14;
@@ -46,6 +46,12 @@ pub trait Packet {
 
     /// Corrects the transport checksum at `offset` for changed bytes.
     fn fix_transport(&mut self, offset: usize, change: Difference, scope: Scope) -> Option<()>;
+
+    /// As [`crc32c::corrected`], which is long: it may be wanted in one place.
+    #[inline(always)]
+    fn corrected_crc(&self, field: [u8; 4], old: [u8; 4], new: [u8; 4], length: u32) -> [u8; 4] {
+        crc32c::corrected(field, old, new, length)
+    }
 
     /// Makes the packet at most `length` bytes long.
     fn truncate(&mut self, length: usize) -> Option<()>;

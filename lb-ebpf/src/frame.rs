@@ -11,7 +11,7 @@ use lb_common::{
 };
 
 use crate::{
-    lookup,
+    checksum, lookup,
     packet::{at, read, write},
 };
 
@@ -104,6 +104,11 @@ impl Packet for Frame {
     #[inline(always)]
     fn make_room<const N: usize>(&mut self) -> Option<()> {
         None
+    }
+
+    #[inline(always)]
+    fn corrected_crc(&self, field: [u8; 4], old: [u8; 4], new: [u8; 4], length: u32) -> [u8; 4] {
+        checksum::corrected(field, old, new, length)
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use lb_common::{
     packet::{ETHERNET, Hop, Packet, Route, Scope},
 };
 
-use crate::lookup;
+use crate::{checksum, lookup};
 
 /// Headers are read from the first bytes only.
 const LINEAR: usize = 256;
@@ -178,6 +178,11 @@ impl<const NETWORK: usize> Packet for Skb<NETWORK> {
     #[inline(always)]
     fn make_room<const N: usize>(&mut self) -> Option<()> {
         self.context.adjust_room(N as i32, BPF_ADJ_ROOM_MAC, 0).ok()
+    }
+
+    #[inline(always)]
+    fn corrected_crc(&self, field: [u8; 4], old: [u8; 4], new: [u8; 4], length: u32) -> [u8; 4] {
+        checksum::corrected(field, old, new, length)
     }
 
     #[inline(always)]

@@ -21,9 +21,9 @@ use lb_common::{
 };
 
 use crate::{
-    maps::{KernelTables, scratch},
+    maps::scratch,
     packet::Skb,
-    stages,
+    stages::{self, expire_flow},
 };
 
 /// tc ingress of a pod's host-side interface: what the pod sends.
@@ -83,10 +83,13 @@ pub fn node_xdp(ctx: XdpContext) -> u32 {
 /// Never attached: userspace runs it over a list of flow keys.
 #[classifier]
 pub fn expire(ctx: TcContext) -> i32 {
-    if let Some(scratch) = scratch() {
-        let mut list = Skb::<ETHERNET>::new(ctx);
-        list.gather();
-        expiry::expire(&list, &KernelTables, scratch);
+    let mut list = Skb::<ETHERNET>::new(ctx);
+    list.gather();
+    for place in 0..expiry::BATCH {
+        if !scratch().is_some_and(|scratch| expiry::read(&list, scratch, place)) {
+            break;
+        }
+        expire_flow();
     }
     TC_ACT_OK
 }

@@ -14,6 +14,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
+    expiry,
     flow::Direction,
     packet::ETHERNET,
     pipeline::{self, Stages, Step},
@@ -52,6 +53,16 @@ macro_rules! blind_stages {
 }
 
 blind_stages!(judge, record, lose, find_frame, open_frame, record_frame);
+
+/// Expires the flow whose key is in the scratch.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn expire_flow() -> u32 {
+    if let Some(scratch) = scratch() {
+        expiry::expire_one(&KernelTables, scratch);
+    }
+    0
+}
 
 /// Defines the stages of a hook of socket buffers, whose IP header begins at `$network`.
 macro_rules! skb_hook {

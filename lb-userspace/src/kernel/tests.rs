@@ -13,10 +13,11 @@ use std::{
 use aya::maps::Array;
 use futures::TryStreamExt as _;
 use lb_common::{
-    address::from_ip,
+    address::{UNSPECIFIED, from_ip},
     endpoint::{Endpoint, WIRE},
     flow::{Direction, Flow, FlowKey, Tuple},
     headers::UDP,
+    policy::{CLOSED, OPEN, PeerKey, Rule, RuleKey},
     service::{FrontendKey, FrontendKind},
 };
 use nix::{
@@ -252,6 +253,73 @@ fn tables_say_what_was_written_and_outlive_the_agent() {
                 .values()
                 .all(|count| *count == 0)
         );
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn guards_say_what_was_written() {
+    sandbox(async |pins| {
+        drop(start(&pins, Attach::Tcx));
+        let mut tables = Tables::open(&pins).expect("tables");
+        let binding = Binding {
+            v4: from_ip("10.244.0.5".parse().expect("an address")),
+            v6: UNSPECIFIED,
+            mac: [2, 0, 0, 0, 0, 5],
+        };
+        tables.bind(3, Some(binding)).expect("a write");
+        tables.set_rule_sets(3, CLOSED, 7).expect("a write");
+        let guard = tables.guard(3).expect("a reading");
+        assert_eq!(Binding::of(&guard), Some(binding));
+        assert_eq!((guard.ingress, guard.egress), (CLOSED, 7));
+        assert_ne!(guard.epoch, 0);
+        // Neither touches what is the other's, and every change of policy counts.
+        tables.bind(3, None).expect("a write");
+        tables.bump_endpoint(3).expect("a write");
+        let freed = tables.guard(3).expect("a reading");
+        assert_eq!(Binding::of(&freed), None);
+        assert_eq!((freed.ingress, freed.egress), (CLOSED, 7));
+        assert_eq!(freed.epoch, guard.epoch + 1);
+        assert_eq!(tables.guards(), BTreeMap::from([(3, freed)]));
+        tables.clear_guard(3).expect("a write");
+        let cleared = tables.guard(3).expect("a reading");
+        assert_eq!((cleared.ingress, cleared.epoch), (OPEN, freed.epoch + 1));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn tables_of_policies_say_what_was_written() {
+    sandbox(async |pins| {
+        drop(start(&pins, Attach::Tcx));
+        let mut tables = Tables::open(&pins).expect("tables");
+        let address = from_ip("10.244.0.5".parse().expect("an address"));
+        let peer = PeerKey {
+            rule_set: 7,
+            identity: 1,
+        };
+        let rule = RuleKey::new(70, UDP, 53);
+        let bits = RuleKey::PORT_BITS;
+        tables.put_identity(120, address, 1).expect("a write");
+        tables.put_peer(peer, 70).expect("a write");
+        tables.put_rule(bits, rule, Rule::ALLOW).expect("a write");
+        let identities = tables.identities().expect("a reading");
+        assert!(identities.values().eq(&[1]));
+        let peers = tables.peers().expect("a reading");
+        assert_eq!(peers, BTreeMap::from([(peer, 70)]));
+        let rules = tables.rules().expect("a reading");
+        assert_eq!(rules, BTreeMap::from([((bits, rule), Rule::ALLOW)]));
+        for _ in 0..2 {
+            tables
+                .remove_identity(120, address)
+                .expect("absent is fine");
+            tables.remove_peer(&peer).expect("absent is fine");
+            tables.remove_rule(bits, rule).expect("absent is fine");
+        }
+        assert!(tables.identities().expect("a reading").is_empty());
+        assert!(tables.peers().expect("a reading").is_empty());
+        assert!(tables.rules().expect("a reading").is_empty());
+        tables.bump_peer(&address).expect("a write");
     });
 }
 

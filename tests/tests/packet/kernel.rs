@@ -5,14 +5,19 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
+    maps::{
+        Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, lpm_trie::Key,
+    },
     programs::{SchedClassifier, TestRunOptions},
 };
 use lb_common::{
+    address::Address,
     endpoint::{Endpoint, EndpointKey},
+    event::TallyKey,
     flow::{Direction, Flow, FlowKey},
     fragment::{FragmentKey, Ports},
     memory::{Frame, MemoryTables},
+    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
     service::{Frontend, FrontendKey},
     tables::FlowTable,
@@ -46,6 +51,9 @@ pub enum Action {
 
 pub struct Kernel {
     ebpf: Ebpf,
+    /// Rows of arrays that are not as they were at first, by table.
+    guards: BTreeMap<u32, Guard>,
+    epochs: BTreeMap<u32, u32>,
 }
 
 impl Kernel {
@@ -61,7 +69,11 @@ impl Kernel {
                 .try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
-        Ok(Self { ebpf })
+        Ok(Self {
+            ebpf,
+            guards: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+        })
     }
 
     pub fn programs() -> [&'static str; 3] {
@@ -128,6 +140,21 @@ impl Kernel {
         for table in [FlowTable::Flows, FlowTable::HalfOpen] {
             clear::<FlowKey, Flow>(self.hash(name(table)));
         }
+        clear::<PeerKey, u32>(self.hash("PEERS"));
+        clear_prefixes::<Address, u32>(self.prefixes("IDENTITIES"));
+        clear_prefixes::<RuleKey, Rule>(self.prefixes("RULES"));
+        clear_prefixes::<SourceKey, u8>(self.prefixes("POD_SOURCES"));
+        let mut guards = std::mem::take(&mut self.guards);
+        guards.values_mut().for_each(|guard| *guard = Guard::NONE);
+        self.fill("GUARDS", &guards);
+        let mut epochs = std::mem::take(&mut self.epochs);
+        epochs.values_mut().for_each(|epoch| *epoch = 0);
+        self.fill("PEER_EPOCHS", &epochs);
+        let mut tallies = self.tally_table();
+        let keys: Vec<TallyKey> = tallies.keys().map(|key| key.expect("a key")).collect();
+        for key in &keys {
+            tallies.remove(key).expect("it is there");
+        }
         let map = self.ebpf.map_mut("COUNTERS").expect("a table of ours");
         let mut counters: PerCpuArray<_, u64> = map.try_into().expect("counters");
         for reason in Reason::ALL {
@@ -150,6 +177,23 @@ impl Kernel {
         self.fill("INTERFACES", &tables.buckets());
         for (key, endpoint) in &tables.endpoints {
             put(self.hash("ENDPOINTS"), key, endpoint);
+        }
+        self.guards.extend(tables.guards.borrow().iter());
+        self.fill("GUARDS", &tables.guards.borrow());
+        self.epochs.extend(tables.peer_epochs.borrow().iter());
+        self.fill("PEER_EPOCHS", &tables.peer_epochs.borrow());
+        for (key, class) in &*tables.peers.borrow() {
+            put(self.hash("PEERS"), key, class);
+        }
+        for ((bits, address), identity) in &*tables.identities.borrow() {
+            put_prefix(self.prefixes("IDENTITIES"), *bits, *address, identity);
+        }
+        for ((bits, key), rule) in &*tables.rules.borrow() {
+            put_prefix(self.prefixes("RULES"), *bits, *key, rule);
+        }
+        for (bits, key) in &tables.pod_sources {
+            let bits = SourceKey::SLOT_BITS + bits;
+            put_prefix(self.prefixes("POD_SOURCES"), bits, *key, &1u8);
         }
         self.fill(
             "REFUSALS",
@@ -185,6 +229,26 @@ impl Kernel {
             .collect()
     }
 
+    /// What happened at endpoints, of all CPUs.
+    pub fn tallies(&mut self) -> BTreeMap<TallyKey, u64> {
+        let tallies = self.tally_table();
+        let entries = tallies.iter().map(|entry| {
+            let (key, counts) = entry.expect("a tally");
+            (key, counts.iter().sum())
+        });
+        entries.collect()
+    }
+
+    fn tally_table(&mut self) -> PerCpuHashMap<&mut MapData, TallyKey, u64> {
+        let map = self.ebpf.map_mut("TALLIES").expect("a table of ours");
+        map.try_into().expect("a hash of these types")
+    }
+
+    fn prefixes<K: Pod, V: Pod>(&mut self, name: &str) -> LpmTrie<&mut MapData, K, V> {
+        let map = self.ebpf.map_mut(name).expect("a table of ours");
+        map.try_into().expect("a trie of these types")
+    }
+
     fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
         let map = self.ebpf.map_mut(name).expect("a table of ours");
         map.try_into().expect("a hash of these types")
@@ -208,6 +272,22 @@ fn clear<K: Pod, V: Pod>(mut table: HashMap<&mut MapData, K, V>) {
 
 fn put<K: Pod, V: Pod>(mut table: HashMap<&mut MapData, K, V>, key: &K, value: &V) {
     table.insert(key, value, 0).expect("room");
+}
+
+fn clear_prefixes<K: Pod, V: Pod>(mut table: LpmTrie<&mut MapData, K, V>) {
+    let keys: Vec<Key<K>> = table.keys().map(|key| key.expect("a key")).collect();
+    for key in &keys {
+        table.remove(key).expect("it is there");
+    }
+}
+
+fn put_prefix<K: Pod, V: Pod>(
+    mut table: LpmTrie<&mut MapData, K, V>,
+    bits: u32,
+    key: K,
+    value: &V,
+) {
+    table.insert(&Key::new(bits, key), value, 0).expect("room");
 }
 
 const fn name(table: FlowTable) -> &'static str {

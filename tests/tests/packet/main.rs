@@ -5,10 +5,13 @@
 mod errors;
 mod expiry;
 mod flows;
+#[path = "../../../lb-common/src/tests/frames.rs"]
+mod frames;
 mod kernel;
 mod limits;
 mod odd;
 mod pair;
+mod policies;
 mod random;
 mod refusals;
 mod services;
@@ -92,6 +95,7 @@ fn main() -> Result<ExitCode> {
         odd::STORIES,
         random::STORIES,
         expiry::STORIES,
+        policies::STORIES,
     ]
     .concat();
     let mut trials = vec![as_root("limits".to_owned(), limits::check)];

@@ -1,6 +1,9 @@
 //! The packet path twice, in the kernel and in memory, with the same tables.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::{
     address::from_ip,
@@ -10,6 +13,7 @@ use lb_common::{
     memory::{Frame, MemoryTables},
     packet::{ETHERNET, Verdict},
     pipeline::Inline,
+    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey, peer_epoch},
     reason::Reason,
     scratch::Scratch,
     service::{Backend, Extent, FrontendKey, FrontendKind, Target},
@@ -108,6 +112,47 @@ impl<'a> Pair<'a> {
                 row.generation += 2;
             }
         }
+        self.kernel.write(&self.memory);
+    }
+
+    /// Gives a slot its guard.
+    pub fn guard(&mut self, slot: u32, guard: Guard) {
+        self.memory.guards.borrow_mut().insert(slot, guard);
+        self.kernel.write(&self.memory);
+    }
+
+    /// Gives a prefix its identity. `prefix` counts the bits of the sixteen bytes.
+    pub fn identity(&mut self, prefix: u32, address: IpAddr, identity: u32) {
+        let key = (prefix, from_ip(address));
+        self.memory.identities.borrow_mut().insert(key, identity);
+        self.kernel.write(&self.memory);
+    }
+
+    pub fn peer(&mut self, key: PeerKey, class: u32) {
+        self.memory.peers.borrow_mut().insert(key, class);
+        self.kernel.write(&self.memory);
+    }
+
+    pub fn rule(&mut self, prefix: u32, key: RuleKey, rule: Rule) {
+        self.memory.rules.borrow_mut().insert((prefix, key), rule);
+        self.kernel.write(&self.memory);
+    }
+
+    /// Lets a pod send from a network, of whose address `prefix` bits count.
+    pub fn source(&mut self, prefix: u32, key: SourceKey) {
+        self.memory.pod_sources.insert((prefix, key));
+        self.kernel.write(&self.memory);
+    }
+
+    /// Counts a change of what depends on a peer.
+    pub fn bump(&mut self, peer: IpAddr) {
+        let place = peer_epoch(&from_ip(peer));
+        *self
+            .memory
+            .peer_epochs
+            .borrow_mut()
+            .entry(place)
+            .or_default() += 1;
         self.kernel.write(&self.memory);
     }
 
@@ -259,6 +304,7 @@ impl<'a> Pair<'a> {
             );
         }
         assert_eq!(self.kernel.counters(), *self.memory.counters.borrow());
+        assert_eq!(self.kernel.tallies(), *self.memory.tallies.borrow());
     }
 
     /// Runs `expire` over keys.
