@@ -33,9 +33,7 @@ pub enum Requirement {
 impl Requirement {
     fn holds(&self, labels: &Labels) -> bool {
         match self {
-            Self::In { key, values } => {
-                labels.get(key).is_some_and(|value| values.contains(value))
-            }
+            Self::In { key, values } => labels.get(key).is_some_and(|value| values.contains(value)),
             Self::Exists { key } => labels.contains_key(key),
             Self::NotIn { key, values } => {
                 labels.get(key).is_none_or(|value| !values.contains(value))
@@ -111,9 +109,7 @@ mod tests {
 
     #[test]
     fn row_6_negative_operators_hold_where_the_label_is_absent() {
-        let one = |operator: &str, values: &[&str]| {
-            json!({"matchExpressions": [{"key": "tier", "operator": operator, "values": values}]})
-        };
+        let one = |operator: &str, values: &[&str]| json!({"matchExpressions": [{"key": "tier", "operator": operator, "values": values}]});
         let labels = |tier: Option<&str>| -> Labels {
             let tier = tier.map(|tier| ("tier".to_owned(), tier.to_owned()));
             tier.into_iter().collect()
@@ -150,8 +146,16 @@ mod tests {
     fn what_the_apiserver_would_not_take_is_refused() {
         for (operator, values, error) in [
             ("In", json!([]), "`In` of label `tier` names no value"),
-            ("Exists", json!(["a"]), "`Exists` of label `tier` names values"),
-            ("Equals", json!(["a"]), "`Equals` of label `tier` is not an operator"),
+            (
+                "Exists",
+                json!(["a"]),
+                "`Exists` of label `tier` names values",
+            ),
+            (
+                "Equals",
+                json!(["a"]),
+                "`Equals` of label `tier` is not an operator",
+            ),
         ] {
             let expression = json!({"key": "tier", "operator": operator, "values": values});
             let refused = selector(json!({"matchExpressions": [expression]}));

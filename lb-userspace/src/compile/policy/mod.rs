@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use lb_common::policy::{CLOSED, OPEN, PeerKey};
 
 use self::{
-    identity::{Addresses, Holder, Identities, namespace_labels},
+    identity::{Addresses, Holder, Identities, Keys, namespace_labels},
     marks::{MarkId, Marks},
     numbers::Numbers,
     rule_set::{CompiledPolicy, PolicyUse, RuleSet, RuleSetKey, Signature},
@@ -244,9 +244,13 @@ impl Policies {
             ..
         } = self;
         let both = &fresh.new | &fresh.old;
-        let reassigned = identities.reassign(&networks, &both, |network| {
-            identity::key(network, marks, addresses, world)
-        });
+        let mut keys = Keys {
+            marks,
+            addresses,
+            world,
+            pods: BTreeMap::new(),
+        };
+        let reassigned = identities.reassign(&networks, &both, |network| keys.of(network));
         for identity in &reassigned.new {
             self.introduce(*identity);
         }
@@ -259,16 +263,12 @@ impl Policies {
         reassigned.left
     }
 
-    fn find_holders(
-        &mut self,
-        world: &World,
-        dirty: &PolicyDirty,
-        networks: &mut BTreeSet<IpNet>,
-    ) {
+    fn find_holders(&mut self, world: &World, dirty: &PolicyDirty, networks: &mut BTreeSet<IpNet>) {
         for key in &dirty.pods {
             let ips = world.pod(key).map(|pod| pod.ips.iter().copied().collect());
             let holder = Holder::Pod(key.clone());
-            self.addresses.set(holder, ips.unwrap_or_default(), networks);
+            self.addresses
+                .set(holder, ips.unwrap_or_default(), networks);
         }
         for name in &dirty.nodes {
             let addresses = world.node(name).map(|node| node.all_addresses.clone());
@@ -319,8 +319,7 @@ impl Policies {
             sizes,
             ..
         } = self;
-        let (Some(in_force), Some(key)) =
-            (rule_sets.get_mut(&rule_set), identities.key(identity))
+        let (Some(in_force), Some(key)) = (rule_sets.get_mut(&rule_set), identities.key(identity))
         else {
             return;
         };
@@ -440,12 +439,13 @@ impl Policies {
                 && marks::matches(&policy.subject, namespace, &labels, &pod.labels)
         });
         let policies: Vec<_> = policies.collect();
-        let names = policies.iter().flat_map(|(_, it)| it.side(direction).port_names());
+        let names = policies
+            .iter()
+            .flat_map(|(_, it)| it.side(direction).port_names());
         let names: BTreeSet<&str> = names.collect();
         let ports = pod.named_ports.iter();
-        let ports = ports.filter(|port| {
-            direction == Direction::Ingress && names.contains(port.name.as_str())
-        });
+        let ports = ports
+            .filter(|port| direction == Direction::Ingress && names.contains(port.name.as_str()));
         let uses = policies.iter().map(|(name, policy)| PolicyUse {
             tier: policy.tier,
             priority: policy.priority,

@@ -184,7 +184,10 @@ impl CompiledSide {
 
     /// The names that it gives to ports.
     pub fn port_names(&self) -> impl Iterator<Item = &str> {
-        let ports = self.rules.iter().flat_map(|rule| rule.ports.iter().flatten());
+        let ports = self
+            .rules
+            .iter()
+            .flat_map(|rule| rule.ports.iter().flatten());
         ports.filter_map(|port| match port {
             CompiledPort::Named { name, .. } => Some(name.as_str()),
             CompiledPort::Span(_) => None,
@@ -351,13 +354,15 @@ impl RuleSet {
         let ports = key.ports.iter().map(|(mark, ..)| mark);
         let places = key.marks.iter().chain(ports);
         let places = places.filter_map(|mark| self.by_mark.get(mark));
-        let rules: BTreeSet<usize> = places.flatten().copied().collect();
-        let names = rules.iter().flat_map(|place| &self.rules[*place].names);
-        let names: BTreeSet<_> = names.map(|(mark, _)| *mark).collect();
-        let ports = key.ports.iter().filter(|(mark, ..)| names.contains(mark));
+        let mut rules: Vec<usize> = places.flatten().copied().collect();
+        rules.sort_unstable();
+        rules.dedup();
+        let names = || rules.iter().flat_map(|place| &self.rules[*place].names);
+        let ports = key.ports.iter();
+        let ports = ports.filter(|(mark, ..)| names().any(|(name, _)| name == mark));
         Signature {
             ports: ports.copied().collect(),
-            rules: rules.into_iter().collect(),
+            rules,
         }
     }
 

@@ -120,10 +120,7 @@ fn missing<K: Ord + Copy, V: PartialEq + Copy>(
     missing.map(|(key, value)| (*key, *value)).collect()
 }
 
-fn absent_keys<K: Ord + Copy, V>(
-    actual: &BTreeMap<K, V>,
-    wanted: &BTreeMap<K, V>,
-) -> BTreeSet<K> {
+fn absent_keys<K: Ord + Copy, V>(actual: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> BTreeSet<K> {
     let absent = actual.keys().filter(|key| !wanted.contains_key(key));
     absent.copied().collect()
 }

@@ -153,7 +153,10 @@ pub enum Peers {
 pub enum Peer {
     Pods(PodMatch),
     /// The addresses of a network, those of pods among them, but for those in other networks.
-    Network { cidr: IpNet, except: Vec<IpNet> },
+    Network {
+        cidr: IpNet,
+        except: Vec<IpNet>,
+    },
     /// All addresses of the Nodes that are selected, but those that are pods'.
     Nodes(Selector),
 }
