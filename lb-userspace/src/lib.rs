@@ -4,6 +4,7 @@ pub mod api;
 pub mod cli;
 pub mod compile;
 pub mod events;
+pub mod explain;
 pub mod health;
 pub mod kernel;
 pub mod kube_proxy;

@@ -218,6 +218,10 @@ fn compile_port(
     }
 }
 
+/// The mark of those who give a port the name that a rule asks for, and the protocol that it must be
+/// of; `None`: any.
+type PortName = (MarkId, Option<Protocol>);
+
 /// What a rule set is made of. All endpoints with the same share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RuleSetKey {
@@ -271,7 +275,7 @@ struct SetRule {
     /// Whether it is for every peer.
     any: bool,
     spans: Option<Vec<Span>>,
-    names: Vec<(MarkId, Option<Protocol>)>,
+    names: Vec<PortName>,
 }
 
 impl RuleSet {
@@ -379,7 +383,7 @@ impl RuleSet {
 
 impl CompiledRule {
     /// The ports whose numbers are known, and the names that each peer has a number for.
-    fn resolve(&self, own: &[NamedPort]) -> (Option<Vec<Span>>, Vec<(MarkId, Option<Protocol>)>) {
+    fn resolve(&self, own: &[NamedPort]) -> (Option<Vec<Span>>, Vec<PortName>) {
         let Some(ports) = &self.ports else {
             return (None, Vec::new());
         };
