@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     compile::policy::{LastNumbers, Policies, Sizes},
-    world::{Family, ObjectKey, PolicyDirty, World, policy::Direction},
+    world::{Change, Family, ObjectKey, PolicyDirty, World, policy::Direction},
 };
 
 /// One end of a connection.
@@ -112,58 +112,62 @@ fn known(world: &World, party: &Party) -> Result<Vec<IpAddr>, String> {
 }
 
 /// The pod that has an address, and the node it runs on.
-pub fn pod_at(world: &World, address: IpAddr) -> Option<(&ObjectKey, &str)> {
+fn pod_at(world: &World, address: IpAddr) -> Option<(&ObjectKey, &str)> {
     let pods = world.pods().filter(|(_, pod)| pod.ips.contains(&address));
     let first = pods.min_by_key(|(key, pod)| (pod.terminating, *key));
     first.map(|(key, pod)| (key, pod.node.as_str()))
 }
 
-/// What becomes of a packet; `world_of` is what the agent of a node knows.
-pub fn explain<E>(
-    packet: Packet,
-    world: &World,
-    world_of: impl Fn(&str) -> Result<World, E>,
-) -> Result<Explanation, E> {
+/// What all agents together know: every pod is a local one.
+pub fn everywhere(changes: impl IntoIterator<Item = Change>) -> World {
+    let mut world = World::default();
+    for mut change in changes {
+        if let Change::Pod(event) = &mut change
+            && let Some(pod) = event.row_mut().and_then(|row| row.value.as_mut())
+        {
+            pod.local.get_or_insert_default();
+        }
+        world.apply(change);
+    }
+    world
+}
+
+/// What becomes of a packet in the world of [`everywhere`].
+pub fn explain(packet: Packet, world: &World) -> Explanation {
     let Packet {
         source,
         destination,
         ..
     } = packet;
-    let mut explanation = Explanation {
-        source,
-        destination,
-        allowed: true,
-        because: None,
-        verdicts: Vec::new(),
-    };
-    if source == destination {
-        explanation.because = Some("a pod may always reach itself".to_owned());
-        return Ok(explanation);
-    }
-    if let Some((key, node)) = pod_at(world, source) {
-        let verdict = judge(&world_of(node)?, key, Direction::Egress, packet);
-        explanation.verdicts.push(verdict);
-    }
-    if let Some((key, node)) = pod_at(world, destination) {
-        let own = world.node(node);
-        let own = own.is_some_and(|node| node.all_addresses.contains(&source));
-        if own && pod_at(world, source).is_none() {
-            let because = format!("{source} is the node of {key}, which may always reach it");
-            explanation.because = Some(because);
-        } else {
-            let verdict = judge(&world_of(node)?, key, Direction::Ingress, packet);
-            explanation.verdicts.push(verdict);
-        }
-    } else if explanation.verdicts.is_empty() {
-        explanation.because = Some("neither end is a pod with its own network".to_owned());
-    }
-    explanation.allowed = explanation.verdicts.iter().all(|verdict| verdict.allowed);
-    Ok(explanation)
-}
-
-fn judge(world: &World, pod: &ObjectKey, direction: Direction, packet: Packet) -> Verdict {
     let mut policies = Policies::new(Sizes::KERNEL, LastNumbers::default());
     policies.update(world, &PolicyDirty::default());
+    let (sender, receiver) = (pod_at(world, source), pod_at(world, destination));
+    let exempt = match (&sender, &receiver) {
+        _ if source == destination => Some("a pod may always reach itself".to_owned()),
+        (None, None) => Some("neither end is a pod with its own network".to_owned()),
+        (None, Some((pod, node))) => {
+            let node = world.node(node);
+            let own = node.is_some_and(|node| node.all_addresses.contains(&source));
+            own.then(|| format!("{source} is the node of {pod}, which may always reach it"))
+        }
+        (Some(_), _) => None,
+    };
+    let mut verdicts = Vec::new();
+    if exempt.is_none() {
+        let judge = |pod, direction| judge(&policies, pod, direction, packet);
+        verdicts.extend(sender.map(|(pod, _)| judge(pod, Direction::Egress)));
+        verdicts.extend(receiver.map(|(pod, _)| judge(pod, Direction::Ingress)));
+    }
+    Explanation {
+        source,
+        destination,
+        allowed: verdicts.iter().all(|verdict| verdict.allowed),
+        because: exempt,
+        verdicts,
+    }
+}
+
+fn judge(policies: &Policies, pod: &ObjectKey, direction: Direction, packet: Packet) -> Verdict {
     let tables = policies.tables();
     let sets = tables.endpoints.get(pod);
     let (rule_set, peer) = match direction {
@@ -221,5 +225,124 @@ impl fmt::Display for Explanation {
             }
         }
         writeln!(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::source::manifests::Manifests;
+
+    const MANIFESTS: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop, labels: {app: cart}}
+spec: {nodeName: n1, containers: []}
+status: {podIPs: [{ip: 'fd00::1'}, {ip: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: pay, namespace: shop, labels: {app: pay}}
+spec: {nodeName: n2, containers: []}
+status: {podIPs: [{ip: 10.0.0.2}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: pay, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: pay}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: cart}}}], ports: [{port: 80}]}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: quiet, annotations: {lb.io/policy-audit: 'true'}}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  egress: [{action: Deny, to: [{networks: [10.0.0.0/8]}]}]
+";
+
+    fn explained(source: &str, destination: &str, port: u16) -> String {
+        let disk = TempDir::new().expect("a directory");
+        fs::write(disk.path().join("all.yaml"), MANIFESTS).expect("a file");
+        let manifests = Manifests::open(disk.path()).expect("a directory");
+        let world = everywhere(manifests.read("").expect("manifests"));
+        let [one, other] = [source, destination].map(|text| text.parse().expect("a party"));
+        let (source, destination) = match addresses(&world, &one, &other) {
+            Ok(addresses) => addresses,
+            Err(error) => return error,
+        };
+        let packet = Packet {
+            source,
+            destination,
+            protocol: 6,
+            port,
+        };
+        explain(packet, &world).to_string()
+    }
+
+    #[test]
+    fn both_ends_are_explained() {
+        assert_eq!(
+            explained("shop/cart", "shop/pay", 80),
+            "10.0.0.1 to 10.0.0.2: allowed
+  egress of shop/cart: allowed as no policy speaks of it
+    with audited policies: denied by ClusterNetworkPolicy quiet egress rule 0
+    selected by ClusterNetworkPolicy quiet
+  ingress of shop/pay: allowed by NetworkPolicy shop/pay ingress rule 0
+    selected by NetworkPolicy shop/pay
+"
+        );
+        assert_eq!(
+            explained("192.168.0.1", "shop/pay", 80),
+            "192.168.0.1 to 10.0.0.2: denied
+  ingress of shop/pay: denied by NetworkPolicy shop/pay isolates for ingress, no rule matches
+    selected by NetworkPolicy shop/pay
+"
+        );
+    }
+
+    #[test]
+    fn what_no_policy_is_asked_about_is_told() {
+        for (source, destination, told) in [
+            (
+                "fd00::9",
+                "shop/pay",
+                "fd00::9 and shop/pay have no addresses of one family",
+            ),
+            (
+                "shop/cart",
+                "shop/cart",
+                "fd00::1 to fd00::1: allowed: a pod may always reach itself\n",
+            ),
+            (
+                "8.8.8.8",
+                "192.168.0.1",
+                "8.8.8.8 to 192.168.0.1: allowed: neither end is a pod with its own network\n",
+            ),
+            (
+                "shop/none",
+                "shop/pay",
+                "there is no pod shop/none with its own network",
+            ),
+            (
+                "192.168.0.1",
+                "10.0.0.1",
+                "192.168.0.1 to 10.0.0.1: allowed: 192.168.0.1 is the node of shop/cart, \
+                 which may always reach it\n",
+            ),
+        ] {
+            assert_eq!(explained(source, destination, 80), told);
+        }
     }
 }

@@ -1,19 +1,18 @@
 //! `lb explain`.
 
-use anyhow::{Result, anyhow};
+use anyhow::anyhow;
 
 use super::{
     Explain,
     output::{Failure, print},
 };
 use crate::{
-    explain::{self, Explanation, Packet},
+    explain::{Explanation, Packet, addresses, everywhere, explain},
     source::manifests::Manifests,
-    world::{Change, World},
 };
 
 /// Answers from manifests alone, with no kernel and no agent.
-pub fn explain(question: &Explain) -> Result<(), Failure> {
+pub fn answer(question: &Explain) -> Result<(), Failure> {
     let Explain {
         source,
         destination,
@@ -22,30 +21,18 @@ pub fn explain(question: &Explain) -> Result<(), Failure> {
         manifests,
         output,
     } = question;
-    let manifests = Manifests::open(manifests)?;
-    let world = world_of(&manifests, "")?;
-    let addresses = explain::addresses(&world, source, destination);
-    let (source, destination) = addresses.map_err(|error| anyhow!(error))?;
+    let world = everywhere(Manifests::open(manifests)?.read("")?);
+    for (subject, trouble) in world.troubles() {
+        eprintln!("lb: {subject}: {}", trouble.text);
+    }
+    let (source, destination) =
+        addresses(&world, source, destination).map_err(|error| anyhow!(error))?;
     let packet = Packet {
         source,
         destination,
         protocol: *protocol,
         port: *port,
     };
-    let explanation = explain::explain(packet, &world, |node| world_of(&manifests, node))?;
+    let explanation = explain(packet, &world);
     Ok(print(*output, &explanation, Explanation::to_string)?)
-}
-
-/// What the agent of a node would know.
-fn world_of(manifests: &Manifests, node: &str) -> Result<World> {
-    let mut world = World::default();
-    for change in manifests.read(node)? {
-        if let Change::Trouble(trouble) = &change {
-            for it in &trouble.troubles {
-                eprintln!("lb: {}: {}", trouble.subject, it.text);
-            }
-        }
-        world.apply(change);
-    }
-    Ok(world)
 }

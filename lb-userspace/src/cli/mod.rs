@@ -3,6 +3,7 @@
 mod agent;
 mod explain;
 mod output;
+mod policy;
 mod settings;
 mod view;
 
@@ -67,6 +68,12 @@ pub enum Command {
     /// Say whether a connection is allowed, and by which policies and rules, from manifests alone
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(Explain),
+    /// Show policies and the pods that they select, from manifests alone
+    #[command(after_help = POLICY_EXAMPLES)]
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
     /// Print the kernel's tables, one line per entry, with names
     #[command(after_help = DUMP_EXAMPLES)]
     Dump(View),
@@ -135,6 +142,43 @@ pub enum ServiceCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// List all policies of both kinds, one line each
+    List {
+        /// Read objects from the YAML files of this directory
+        #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
+        manifests: PathBuf,
+        /// How to print it
+        #[arg(
+            short,
+            long,
+            env = "LB_OUTPUT",
+            value_name = "FORMAT",
+            default_value = "text"
+        )]
+        output: Output,
+    },
+    /// Show the policies of a name with their rules and their pods
+    Get {
+        /// A NetworkPolicy, as NS/NAME, or a ClusterNetworkPolicy, as NAME
+        #[arg(value_name = "[NS/]NAME")]
+        name: String,
+        /// Read objects from the YAML files of this directory
+        #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
+        manifests: PathBuf,
+        /// How to print it
+        #[arg(
+            short,
+            long,
+            env = "LB_OUTPUT",
+            value_name = "FORMAT",
+            default_value = "text"
+        )]
+        output: Output,
+    },
+}
+
 const RUN_EXAMPLES: &str = "\
 Examples:
   # Services and EndpointSlices from a directory of manifests, re-read when it changes
@@ -163,6 +207,11 @@ const DUMP_EXAMPLES: &str = "\
 Examples:
   lb dump | grep default/web
   lb dump -o json";
+
+const POLICY_EXAMPLES: &str = "\
+Examples:
+  lb policy list --manifests ./manifests
+  lb policy get --manifests ./manifests shop/deny-all -o json";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
@@ -399,7 +448,8 @@ pub async fn execute(cli: Cli, settings: Value) -> Result<(), Failure> {
         Command::Status(view) => view::status(&view).await,
         Command::Service { command } => view::service(&command).await,
         Command::Dump(view) => view::dump(&view).await,
-        Command::Explain(question) => explain::explain(&question),
+        Command::Policy { command } => policy::answer(&command),
+        Command::Explain(question) => explain::answer(&question),
         Command::Cleanup(Cleanup {
             kube_proxy: true, ..
         }) => cleanup_kube_proxy().await,

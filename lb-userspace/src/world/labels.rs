@@ -1,6 +1,9 @@
 //! Labels, and the queries for them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 
@@ -43,9 +46,38 @@ impl Requirement {
     }
 }
 
+/// As `kubectl --selector` takes it.
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listed = |values: &BTreeSet<String>| {
+            let values: Vec<_> = values.iter().map(String::as_str).collect();
+            values.join(",")
+        };
+        match self {
+            Self::In { key, values } => write!(f, "{key} in ({})", listed(values)),
+            Self::NotIn { key, values } => write!(f, "{key} notin ({})", listed(values)),
+            Self::Exists { key } => f.write_str(key),
+            Self::DoesNotExist { key } => write!(f, "!{key}"),
+        }
+    }
+}
+
+/// As `kubectl --selector` takes it.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
 impl Selector {
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels))
+    }
+
+    /// Whether it selects everything.
+    pub fn is_all(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// A key and the values of which whatever is selected has one; `None` where none is needed.

@@ -151,6 +151,11 @@ impl Identities {
         self.numbers.value(identity)
     }
 
+    /// The identity that a network or an address has of its own.
+    pub fn of(&self, network: IpNet) -> Option<u32> {
+        self.entries.get(&network).copied()
+    }
+
     /// Those that have a mark.
     pub fn having(&self, mark: MarkId) -> impl Iterator<Item = u32> {
         self.by_mark.get(&mark).into_iter().flatten().copied()

@@ -220,7 +220,8 @@ impl Policies {
     /// Gives identities to all addresses that may have another one. Returns those that addresses
     /// have left.
     fn identify(&mut self, world: &World, dirty: &PolicyDirty, fresh: &Fresh) -> Vec<u32> {
-        let mut networks = std::mem::take(&mut self.homeless);
+        let homeless = std::mem::take(&mut self.homeless);
+        let mut networks = BTreeSet::new();
         self.find_holders(world, dirty, &mut networks);
         if fresh.new.len() > FEW {
             networks.extend(self.addresses.all().map(IpNet::from));
@@ -254,7 +255,14 @@ impl Policies {
         for identity in &reassigned.new {
             self.introduce(*identity);
         }
-        for (network, identity) in reassigned.changed {
+        let mut changed = reassigned.changed;
+        for network in homeless {
+            let identity = self.identities.of(network);
+            changed.entry(network).or_insert(identity);
+        }
+        // What goes makes room for what comes.
+        let (come, go): (Vec<_>, Vec<_>) = changed.into_iter().partition(|(_, it)| it.is_some());
+        for (network, identity) in go.into_iter().chain(come) {
             self.write_identity(network, identity);
         }
         for address in reassigned.moved {

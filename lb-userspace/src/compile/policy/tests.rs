@@ -291,6 +291,28 @@ fn identities_that_do_not_fit_in_a_rule_set_close_its_endpoints() {
 }
 
 #[test]
+fn an_identity_that_did_not_fit_is_written_once_it_does() {
+    let sizes = Sizes {
+        identities: 1,
+        ..Sizes::KERNEL
+    };
+    let mut agent = Agent::new(sizes);
+    let [a, b] = two_pods();
+    agent.apply(&[a, b, a_policy("p", "c", json!([{"namespaceSelector": {}}]))]);
+    agent.apply(&[a_pod("c", "10.0.0.3", "c")]);
+    assert_eq!(agent.sets("c").ingress, CLOSED);
+    for name in ["a", "b"] {
+        let key = ObjectKey::new("x", name);
+        let dirty = agent.world.apply(Change::Pod(Event::Delete(key))).policy;
+        agent.policies.update(&agent.world, &dirty);
+    }
+    assert_ne!(agent.sets("c").ingress, CLOSED);
+    let identities = &agent.policies.tables().identities;
+    let address = Range::host("10.0.0.3".parse().expect("an address"));
+    assert_eq!(identities.keys().collect::<Vec<_>>(), [&address]);
+}
+
+#[test]
 fn of_two_pods_with_one_address_the_one_that_stays_has_it() {
     let mut leaving = a_pod("a", "10.0.0.9", "a");
     leaving["metadata"]["deletionTimestamp"] = json!("2026-11-21T12:00:00Z");
