@@ -5,6 +5,7 @@ pub mod cli;
 pub mod cni;
 pub mod compile;
 pub mod events;
+pub mod explain;
 pub mod health;
 pub mod kernel;
 pub mod kube_proxy;

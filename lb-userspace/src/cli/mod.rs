@@ -2,7 +2,9 @@
 
 mod agent;
 mod cni;
+mod explain;
 mod output;
+mod policy;
 mod settings;
 mod view;
 
@@ -24,6 +26,7 @@ pub use self::output::Failure;
 use crate::{
     api,
     cni::Variables,
+    explain::Party,
     kernel::{self, Pins},
     kube_proxy::{self, Cleaned},
     listen::BindAddress,
@@ -64,6 +67,15 @@ pub enum Command {
         #[command(subcommand)]
         command: ServiceCommand,
     },
+    /// Say whether a connection is allowed, and by which policies and rules, from manifests alone
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(Explain),
+    /// Show policies and the pods that they select, from manifests alone
+    #[command(after_help = POLICY_EXAMPLES)]
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
     /// Print the kernel's tables, one line per entry, with names
     #[command(after_help = DUMP_EXAMPLES)]
     Dump(View),
@@ -73,6 +85,34 @@ pub enum Command {
     /// Be the CNI plugin that holds pods back until they are guarded, or install it
     #[command(after_help = CNI_EXAMPLES)]
     Cni(cni::Cni),
+}
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Who connects: a pod, as NAME or NS/NAME, or an IP address
+    #[arg(value_name = "SRC")]
+    source: Party,
+    /// To whom: the pod or the address itself, not a Service
+    #[arg(value_name = "DST")]
+    destination: Party,
+    /// The destination's port, after translation: the target port of a Service; 0 for protocols
+    /// without ports
+    port: u16,
+    /// `tcp`, `udp`, `sctp`, `icmp`, or an IANA protocol number
+    #[arg(value_name = "PROTO", default_value = "tcp", value_parser = protocol)]
+    protocol: u8,
+    /// Read objects from the YAML files of this directory
+    #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
+    manifests: PathBuf,
+    /// How to print it
+    #[arg(
+        short,
+        long,
+        env = "LB_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +147,43 @@ pub enum ServiceCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// List all policies of both kinds, one line each
+    List {
+        /// Read objects from the YAML files of this directory
+        #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
+        manifests: PathBuf,
+        /// How to print it
+        #[arg(
+            short,
+            long,
+            env = "LB_OUTPUT",
+            value_name = "FORMAT",
+            default_value = "text"
+        )]
+        output: Output,
+    },
+    /// Show the policies of a name with their rules and their pods
+    Get {
+        /// A NetworkPolicy, as NS/NAME, or a ClusterNetworkPolicy, as NAME
+        #[arg(value_name = "[NS/]NAME")]
+        name: String,
+        /// Read objects from the YAML files of this directory
+        #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
+        manifests: PathBuf,
+        /// How to print it
+        #[arg(
+            short,
+            long,
+            env = "LB_OUTPUT",
+            value_name = "FORMAT",
+            default_value = "text"
+        )]
+        output: Output,
+    },
+}
+
 const RUN_EXAMPLES: &str = "\
 Examples:
   # Services and EndpointSlices from a directory of manifests, re-read when it changes
@@ -135,6 +212,19 @@ const DUMP_EXAMPLES: &str = "\
 Examples:
   lb dump | grep default/web
   lb dump -o json";
+
+const POLICY_EXAMPLES: &str = "\
+Examples:
+  lb policy list --manifests ./manifests
+  lb policy get --manifests ./manifests shop/deny-all -o json";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  lb explain --manifests ./manifests shop/cart shop/payment 8080
+  lb explain --manifests ./manifests 203.0.113.7 web 53 udp -o json
+
+What a manifest does not say, `kubectl get -A -o yaml namespaces,nodes,pods,networkpolicies` does.
+The exit code tells whether the question could be answered, not how.";
 
 const CLEANUP_EXAMPLES: &str = "\
 Examples:
@@ -376,6 +466,8 @@ pub async fn execute(cli: Cli, settings: Value) -> Result<(), Failure> {
         Command::Status(view) => view::status(&view).await,
         Command::Service { command } => view::service(&command).await,
         Command::Dump(view) => view::dump(&view).await,
+        Command::Policy { command } => policy::answer(&command),
+        Command::Explain(question) => explain::answer(&question),
         Command::Cleanup(Cleanup {
             kube_proxy: true, ..
         }) => cleanup_kube_proxy().await,
@@ -504,6 +596,21 @@ fn service_key(name: &str, namespace: Option<&str>) -> Result<String, String> {
         }
         (Some(_), _) => Ok(name.to_owned()),
         (None, namespace) => Ok(format!("{}/{name}", namespace.unwrap_or("default"))),
+    }
+}
+
+/// The number of a protocol from the command line.
+fn protocol(text: &str) -> Result<u8, String> {
+    match text.to_lowercase().as_str() {
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "sctp" => Ok(132),
+        "icmp" => Ok(1),
+        "icmpv6" => Ok(58),
+        number => {
+            let number = number.parse();
+            number.map_err(|_| "not a protocol: tcp, udp, sctp, icmp or a number".to_owned())
+        }
     }
 }
 
@@ -638,6 +745,38 @@ mod tests {
     fn a_cgroup_root_must_be_one() {
         assert!(fails(&["lb", "run", "--cgroup-root", "/"]).contains("not a cgroup v2 directory"));
         assert!(fails(&["lb", "run", "--cgroup-root", "/nowhere"]).contains("ENOENT"));
+    }
+
+    #[test]
+    fn a_connection_is_asked_for_by_pods_or_addresses() {
+        let arguments = [
+            "lb",
+            "explain",
+            "--manifests",
+            "m",
+            "a/web",
+            "::ffff:10.0.0.1",
+            "53",
+        ];
+        let parsed = Cli::try_parse_from(arguments.into_iter().chain(["UDP"]));
+        let Command::Explain(question) = parsed.expect("correct usage").command else {
+            panic!("another command");
+        };
+        let parties = [&question.source, &question.destination].map(ToString::to_string);
+        assert_eq!(parties, ["a/web", "10.0.0.1"]);
+        assert_eq!((question.port, question.protocol), (53, 17));
+        let wrong = [
+            "lb",
+            "explain",
+            "--manifests",
+            "m",
+            "a/b/c",
+            "10.0.0.1",
+            "53",
+        ];
+        assert!(fails(&wrong).contains("neither an IP address nor a pod"));
+        let wrong = ["lb", "explain", "--manifests", "m", "a", "b", "53", "ip"];
+        assert!(fails(&wrong).contains("not a protocol"));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Labels, and the queries for them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 
@@ -33,9 +36,7 @@ pub enum Requirement {
 impl Requirement {
     fn holds(&self, labels: &Labels) -> bool {
         match self {
-            Self::In { key, values } => {
-                labels.get(key).is_some_and(|value| values.contains(value))
-            }
+            Self::In { key, values } => labels.get(key).is_some_and(|value| values.contains(value)),
             Self::Exists { key } => labels.contains_key(key),
             Self::NotIn { key, values } => {
                 labels.get(key).is_none_or(|value| !values.contains(value))
@@ -45,9 +46,38 @@ impl Requirement {
     }
 }
 
+/// As `kubectl --selector` takes it.
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listed = |values: &BTreeSet<String>| {
+            let values: Vec<_> = values.iter().map(String::as_str).collect();
+            values.join(",")
+        };
+        match self {
+            Self::In { key, values } => write!(f, "{key} in ({})", listed(values)),
+            Self::NotIn { key, values } => write!(f, "{key} notin ({})", listed(values)),
+            Self::Exists { key } => f.write_str(key),
+            Self::DoesNotExist { key } => write!(f, "!{key}"),
+        }
+    }
+}
+
+/// As `kubectl --selector` takes it.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
 impl Selector {
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels))
+    }
+
+    /// Whether it selects everything.
+    pub fn is_all(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// A key and the values of which whatever is selected has one; `None` where none is needed.
@@ -111,9 +141,7 @@ mod tests {
 
     #[test]
     fn row_6_negative_operators_hold_where_the_label_is_absent() {
-        let one = |operator: &str, values: &[&str]| {
-            json!({"matchExpressions": [{"key": "tier", "operator": operator, "values": values}]})
-        };
+        let one = |operator: &str, values: &[&str]| json!({"matchExpressions": [{"key": "tier", "operator": operator, "values": values}]});
         let labels = |tier: Option<&str>| -> Labels {
             let tier = tier.map(|tier| ("tier".to_owned(), tier.to_owned()));
             tier.into_iter().collect()
@@ -150,8 +178,16 @@ mod tests {
     fn what_the_apiserver_would_not_take_is_refused() {
         for (operator, values, error) in [
             ("In", json!([]), "`In` of label `tier` names no value"),
-            ("Exists", json!(["a"]), "`Exists` of label `tier` names values"),
-            ("Equals", json!(["a"]), "`Equals` of label `tier` is not an operator"),
+            (
+                "Exists",
+                json!(["a"]),
+                "`Exists` of label `tier` names values",
+            ),
+            (
+                "Equals",
+                json!(["a"]),
+                "`Equals` of label `tier` is not an operator",
+            ),
         ] {
             let expression = json!({"key": "tier", "operator": operator, "values": values});
             let refused = selector(json!({"matchExpressions": [expression]}));

@@ -68,9 +68,8 @@ fn status_addresses(object: &core::Node) -> impl Iterator<Item = &core::NodeAddr
 }
 
 fn reduce_addresses(object: &core::Node, problems: &mut Vec<String>) -> Vec<IpAddr> {
-    let of_type = |name: &'static str| {
-        status_addresses(object).filter(move |address| address.type_ == name)
-    };
+    let of_type =
+        |name: &'static str| status_addresses(object).filter(move |address| address.type_ == name);
     let mut addresses = Vec::new();
     for core::NodeAddress { address, type_ } in of_type("InternalIP").chain(of_type("ExternalIP")) {
         match address::parse_sloppy(address) {

@@ -10,6 +10,8 @@ use crate::source::annotations::SOCKET_LB;
 /// A pod with a network of its own that has a node and has not finished.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
+    /// Name of the Node that it runs on.
+    pub node: String,
     pub ips: Vec<IpAddr>,
     pub labels: Labels,
     pub named_ports: BTreeSet<NamedPort>,
@@ -40,7 +42,11 @@ pub struct NamedPort {
 /// one, one that has finished and one without a node have no value.
 pub fn reduce(object: &core::Pod, node: &str) -> Row<Pod> {
     let mut problems = Vec::new();
+    let spec = object.spec.as_ref();
     let value = is_on_network(object).then(|| Pod {
+        node: spec
+            .and_then(|spec| spec.node_name.clone())
+            .unwrap_or_default(),
         ips: reduce_ips(object, &mut problems),
         labels: object.metadata.labels.clone().unwrap_or_default(),
         named_ports: reduce_ports(object),

@@ -57,7 +57,12 @@ impl Cluster {
     pub fn parse(yaml: &str) -> Result<Self> {
         let mut reader = yaml.as_bytes();
         let documents: Result<Vec<Value>, _> = serde_saphyr::read(&mut reader).collect();
-        Self::of(documents.context("read YAML")?.into_iter().filter(|it| !it.is_null()))
+        Self::of(
+            documents
+                .context("read YAML")?
+                .into_iter()
+                .filter(|it| !it.is_null()),
+        )
     }
 }
 

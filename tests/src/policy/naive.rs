@@ -75,9 +75,8 @@ pub fn may(cluster: &Cluster, packet: &Packet, audited: bool) -> bool {
     if packet.source == packet.destination {
         return true;
     }
-    let egress = pod_at(cluster, packet.source).is_none_or(|pod| {
-        decide(cluster, pod, Direction::Egress, packet, audited).allow
-    });
+    let egress = pod_at(cluster, packet.source)
+        .is_none_or(|pod| decide(cluster, pod, Direction::Egress, packet, audited).allow);
     let ingress = pod_at(cluster, packet.destination).is_none_or(|pod| {
         let own_node = pod_at(cluster, packet.source).is_none()
             && nodes_at(cluster, packet.source)
@@ -136,9 +135,11 @@ fn ask_network_policies(
         let rules = rules_of(policy, asked.direction);
         for (index, (peers, ports)) in rules.into_iter().enumerate() {
             let from = peers.is_empty()
-                || peers.iter().any(|peer| is_peer(cluster, policy, peer, asked.peer));
-            let to = ports.is_empty()
-                || ports.iter().any(|port| is_port(cluster, pod, port, asked));
+                || peers
+                    .iter()
+                    .any(|peer| is_peer(cluster, policy, peer, asked.peer));
+            let to =
+                ports.is_empty() || ports.iter().any(|port| is_port(cluster, pod, port, asked));
             if from && to {
                 let (name, direction) = (name_of(&policy.metadata), asked.direction.name());
                 return Some(Verdict {
@@ -328,7 +329,9 @@ fn ask_tier(
             let direction = asked.direction.name();
             return Some(Verdict {
                 allow,
-                by: Some(format!("ClusterNetworkPolicy {name} {direction} rule {index}")),
+                by: Some(format!(
+                    "ClusterNetworkPolicy {name} {direction} rule {index}"
+                )),
             });
         }
     }
@@ -352,7 +355,9 @@ fn effective_action(rule: &Value, direction: Direction) -> Effect<'_> {
     let peers = peers_of(rule, direction);
     let clear = peers.iter().all(|peer| {
         let mut kinds = peer.as_object().into_iter().flat_map(serde_json::Map::keys);
-        kinds.next().is_some_and(|kind| known.contains(&kind.as_str()))
+        kinds
+            .next()
+            .is_some_and(|kind| known.contains(&kind.as_str()))
     });
     match (rule["action"].as_str().unwrap_or_default(), clear) {
         (action, true) => Effect::Does(action),
@@ -374,7 +379,9 @@ fn is_rule_for(cluster: &Cluster, pod: &core::Pod, rule: &Value, asked: Asked) -
     let protocols = rule["protocols"].as_array();
     peers.any(|peer| is_cluster_peer(cluster, peer, asked.peer))
         && protocols.is_none_or(|protocols| {
-            protocols.iter().any(|it| is_protocol(cluster, pod, it, asked))
+            protocols
+                .iter()
+                .any(|it| is_protocol(cluster, pod, it, asked))
         })
 }
 
@@ -443,7 +450,10 @@ fn pod_at(cluster: &Cluster, address: IpAddr) -> Option<&core::Pod> {
 
 fn nodes_at(cluster: &Cluster, address: IpAddr) -> impl Iterator<Item = &core::Node> {
     cluster.nodes.iter().filter(move |node| {
-        let addresses = node.status.iter().flat_map(|it| it.addresses.iter().flatten());
+        let addresses = node
+            .status
+            .iter()
+            .flat_map(|it| it.addresses.iter().flatten());
         let mut addresses = addresses.filter_map(|it| it.address.parse::<IpAddr>().ok());
         addresses.any(|it| it == address)
     })
@@ -456,7 +466,8 @@ fn spec(pod: &core::Pod) -> Option<&core::PodSpec> {
 fn namespace_labels(cluster: &Cluster, pod: &core::Pod) -> BTreeMap<String, String> {
     let mut namespaces = cluster.namespaces.iter();
     let own = namespaces.find(|it| it.metadata.name == pod.metadata.namespace);
-    own.map(|namespace| labels(&namespace.metadata)).unwrap_or_default()
+    own.map(|namespace| labels(&namespace.metadata))
+        .unwrap_or_default()
 }
 
 fn labels(metadata: &ObjectMeta) -> BTreeMap<String, String> {
@@ -481,7 +492,9 @@ fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool 
 }
 
 fn is_in(network: &str, address: IpAddr) -> bool {
-    network.parse::<IpNet>().is_ok_and(|it| it.contains(&address))
+    network
+        .parse::<IpNet>()
+        .is_ok_and(|it| it.contains(&address))
 }
 
 fn protocol_number(name: &str) -> Option<u8> {

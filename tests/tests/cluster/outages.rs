@@ -153,12 +153,17 @@ fn missing_verb(cluster: &mut Cluster) -> Result<()> {
         "rules": [
             {
                 "apiGroups": [""],
-                "resources": ["nodes", "pods", "services"],
+                "resources": ["namespaces", "nodes", "pods", "services"],
                 "verbs": ["list", "watch"],
             },
             {
                 "apiGroups": ["networking.k8s.io"],
-                "resources": ["servicecidrs"],
+                "resources": ["networkpolicies", "servicecidrs"],
+                "verbs": ["list", "watch"],
+            },
+            {
+                "apiGroups": ["policy.networking.k8s.io"],
+                "resources": ["clusternetworkpolicies"],
                 "verbs": ["list", "watch"],
             },
         ],

@@ -56,7 +56,10 @@ pub fn objects() -> impl Strategy<Value = Vec<Value>> {
         vec(cluster_network_policy(), 0..4),
     )
         .prop_map(|(namespaces, nodes, pods, policies, cluster_policies)| {
-            let pods = pods.into_iter().enumerate().map(|(n, pod)| placed(n + 1, pod));
+            let pods = pods
+                .into_iter()
+                .enumerate()
+                .map(|(n, pod)| placed(n + 1, pod));
             let policies = policies.into_iter().enumerate().map(|(n, p)| named(n, p));
             let of_cluster = cluster_policies.into_iter().enumerate();
             let of_cluster = of_cluster.map(|(n, policy)| named(n, policy));
@@ -115,9 +118,13 @@ pub fn running(objects: &[Value]) -> Vec<&Value> {
 
 /// Addresses of everything in the cluster, and some outside of it.
 pub fn addresses(objects: &[Value]) -> Vec<IpAddr> {
-    let pods = objects.iter().flat_map(|object| object["status"]["podIPs"].as_array());
+    let pods = objects
+        .iter()
+        .flat_map(|object| object["status"]["podIPs"].as_array());
     let pods = pods.flatten().filter_map(|ip| ip["ip"].as_str());
-    let nodes = objects.iter().flat_map(|object| object["status"]["addresses"].as_array());
+    let nodes = objects
+        .iter()
+        .flat_map(|object| object["status"]["addresses"].as_array());
     let nodes = nodes.flatten().filter_map(|it| it["address"].as_str());
     let all = pods.chain(nodes).chain(OUTSIDE);
     all.filter_map(|text| text.parse().ok()).collect()
@@ -161,18 +168,19 @@ fn audit() -> impl Strategy<Value = Value> {
 }
 
 fn namespaces() -> impl Strategy<Value = Vec<Value>> {
-    NAMESPACES.map(|name| {
-        (labels(&[("team", &["a", "b"]), ("env", &["p"])]), audit()).prop_map(
-            move |(mut labels, annotations)| {
-                labels["kubernetes.io/metadata.name"] = json!(name);
-                json!({
-                    "kind": "Namespace",
-                    "metadata": {"name": name, "labels": labels, "annotations": annotations},
-                })
-            },
-        )
-    })
-    .prop_map(Vec::from)
+    NAMESPACES
+        .map(|name| {
+            (labels(&[("team", &["a", "b"]), ("env", &["p"])]), audit()).prop_map(
+                move |(mut labels, annotations)| {
+                    labels["kubernetes.io/metadata.name"] = json!(name);
+                    json!({
+                        "kind": "Namespace",
+                        "metadata": {"name": name, "labels": labels, "annotations": annotations},
+                    })
+                },
+            )
+        })
+        .prop_map(Vec::from)
 }
 
 fn nodes() -> impl Strategy<Value = Vec<Value>> {
@@ -193,9 +201,7 @@ fn nodes() -> impl Strategy<Value = Vec<Value>> {
 }
 
 fn named_ports() -> impl Strategy<Value = Value> {
-    let port = |name, number: u16, protocol: &str| {
-        json!({"name": name, "containerPort": number, "protocol": protocol})
-    };
+    let port = |name, number: u16, protocol: &str| json!({"name": name, "containerPort": number, "protocol": protocol});
     subsequence(
         vec![
             port("http", 80, "TCP"),
@@ -256,7 +262,11 @@ fn placed(number: usize, mut pod: Value) -> Value {
         ips.push(json!({"ip": format!("fd00::{address}")}));
     }
     if on_host {
-        let node = if pod["spec"]["nodeName"] == "n1" { 1 } else { 2 };
+        let node = if pod["spec"]["nodeName"] == "n1" {
+            1
+        } else {
+            2
+        };
         ips = vec![json!({"ip": format!("192.168.0.{node}")})];
     }
     pod["status"]["podIPs"] = json!(ips);
@@ -273,9 +283,8 @@ fn selector(keys: &'static [(&'static str, &'static [&'static str])]) -> BoxedSt
             _ => json!({"key": key, "operator": "DoesNotExist"}),
         }
     });
-    let equal = select(keys).prop_flat_map(|(key, values)| {
-        select(values).prop_map(move |value| json!({ key: value }))
-    });
+    let equal = select(keys)
+        .prop_flat_map(|(key, values)| select(values).prop_map(move |value| json!({ key: value })));
     prop_oneof![
         2 => Just(json!({})),
         3 => equal.prop_map(|labels| json!({"matchLabels": labels})),
@@ -298,18 +307,14 @@ fn namespace_selector() -> BoxedStrategy<Value> {
 
 fn block() -> impl Strategy<Value = Value> {
     let block = |networks: &'static [&'static str]| {
-        (select(networks), vec(select(networks), 0..3)).prop_map(|(cidr, except)| {
-            json!({"ipBlock": {"cidr": cidr, "except": except}})
-        })
+        (select(networks), vec(select(networks), 0..3))
+            .prop_map(|(cidr, except)| json!({"ipBlock": {"cidr": cidr, "except": except}}))
     };
     prop_oneof![block(&NETWORKS_V4), block(&NETWORKS_V6)]
 }
 
 fn peer() -> impl Strategy<Value = Value> {
-    let pods = (
-        option::of(namespace_selector()),
-        option::of(pod_selector()),
-    );
+    let pods = (option::of(namespace_selector()), option::of(pod_selector()));
     let pods = pods.prop_map(|(namespaces, pods)| {
         let mut peer = Map::new();
         if let Some(namespaces) = namespaces {
@@ -353,7 +358,12 @@ fn network_policy() -> impl Strategy<Value = Value> {
         let rule = rule.prop_map(move |(peers, ports)| json!({field: peers, "ports": ports}));
         option::of(vec(rule, 0..3))
     };
-    let types = vec![vec![], vec!["Ingress"], vec!["Egress"], vec!["Ingress", "Egress"]];
+    let types = vec![
+        vec![],
+        vec!["Ingress"],
+        vec!["Egress"],
+        vec!["Ingress", "Egress"],
+    ];
     (
         select(&NAMESPACES[..]),
         audit(),
@@ -411,7 +421,10 @@ fn protocol() -> impl Strategy<Value = Value> {
         let (one, other) = (*one.get(&PORTS[1..]), *other.get(&PORTS[1..]));
         json!({"range": {"start": one.min(other), "end": one.max(other)}})
     });
-    let numbers = (select(vec!["tcp", "udp", "sctp"]), prop_oneof![number, range]);
+    let numbers = (
+        select(vec!["tcp", "udp", "sctp"]),
+        prop_oneof![number, range],
+    );
     prop_oneof![
         4 => numbers.prop_map(|(protocol, port)| json!({protocol: {"destinationPort": port}})),
         1 => select(vec!["http", "dns"]).prop_map(|it| json!({"destinationNamedPort": it})),

@@ -45,7 +45,10 @@ fn difference(objects: &[Value]) -> Option<String> {
     let others = addresses(objects);
     for node in ["n1", "n2"] {
         let agent = Agent::of(&cluster, node);
-        for pod in running(objects).into_iter().filter(|pod| pod["spec"]["nodeName"] == node) {
+        for pod in running(objects)
+            .into_iter()
+            .filter(|pod| pod["spec"]["nodeName"] == node)
+        {
             let object = serde_json::from_value(pod.clone()).expect("a Pod");
             for (direction, packet) in traffic(pod, &others) {
                 let meant = |audited| {
@@ -83,7 +86,11 @@ fn content(agent: &Agent) -> impl PartialEq + std::fmt::Debug + use<> {
         })
         .collect();
     let counts = (tables.peers.len(), tables.rules.len());
-    let names: Vec<String> = agent.policies.rule_names().map(|(_, it)| it.to_string()).collect();
+    let names: Vec<String> = agent
+        .policies
+        .rule_names()
+        .map(|(_, it)| it.to_string())
+        .collect();
     let names: std::collections::BTreeSet<_> = names.into_iter().collect();
     let pods: Vec<_> = tables.endpoints.keys().cloned().collect();
     (networks, kinds, counts, names, pods)
@@ -152,12 +159,21 @@ fn one_by_one(history: &[Vec<Value>]) -> Vec<(Vec<Value>, bool)> {
         let known = |objects: &[Value], object: &Value| {
             objects.iter().any(|other| name(other) == name(object))
         };
-        let before = steps.last().map(|(objects, _)| objects.clone()).unwrap_or_default();
+        let before = steps
+            .last()
+            .map(|(objects, _)| objects.clone())
+            .unwrap_or_default();
         let gone = before.iter().filter(|object| !known(target, object));
         let changed = target.iter().filter(|object| !before.contains(object));
         for object in gone.chain(changed) {
-            let last = steps.last().map(|(objects, _)| objects.clone()).unwrap_or_default();
-            let mut next: Vec<_> = last.into_iter().filter(|it| name(it) != name(object)).collect();
+            let last = steps
+                .last()
+                .map(|(objects, _)| objects.clone())
+                .unwrap_or_default();
+            let mut next: Vec<_> = last
+                .into_iter()
+                .filter(|it| name(it) != name(object))
+                .collect();
             next.extend(target.contains(object).then(|| object.clone()));
             steps.push((next, object["kind"] != "Namespace"));
         }
@@ -168,11 +184,20 @@ fn one_by_one(history: &[Vec<Value>]) -> Vec<(Vec<Value>, bool)> {
 
 fn same_verdicts(one: &Agent, other: &Agent, objects: &[Value]) -> Result<(), TestCaseError> {
     let others = addresses(objects);
-    for pod in running(objects).into_iter().filter(|pod| pod["spec"]["nodeName"] == "n1") {
+    for pod in running(objects)
+        .into_iter()
+        .filter(|pod| pod["spec"]["nodeName"] == "n1")
+    {
         for (direction, packet) in traffic(pod, &others) {
             let key = key(pod);
             let told = one.told(&key, direction, &packet);
-            prop_assert_eq!(told, other.told(&key, direction, &packet), "{} {:?}", key, packet);
+            prop_assert_eq!(
+                told,
+                other.told(&key, direction, &packet),
+                "{} {:?}",
+                key,
+                packet
+            );
         }
     }
     Ok(())
@@ -223,7 +248,12 @@ fn step(
         };
         let judged_again = kernel.epochs(pod, peer) != before.epochs(pod, peer);
         let same = verdict(&before.tables, flow) == verdict(after, flow);
-        prop_assert!(same || judged_again, "{:?}: {}", flow, identity(after, peer));
+        prop_assert!(
+            same || judged_again,
+            "{:?}: {}",
+            flow,
+            identity(after, peer)
+        );
     }
     Ok(())
 }

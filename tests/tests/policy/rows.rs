@@ -13,7 +13,10 @@ use crate::tables::Agent;
 /// host's network; nodes n1 and n2.
 fn world() -> Vec<Value> {
     let mut text = String::new();
-    for (n, (namespace, team)) in [("x", "team: a"), ("v", "team: b"), ("z", "")].iter().enumerate() {
+    for (n, (namespace, team)) in [("x", "team: a"), ("v", "team: b"), ("z", "")]
+        .iter()
+        .enumerate()
+    {
         text += &format!(
             "---\nkind: Namespace\nmetadata: {{name: {namespace}, labels: \
              {{kubernetes.io/metadata.name: {namespace}, {team}}}}}\n"
@@ -49,7 +52,11 @@ fn world() -> Vec<Value> {
 fn documents(text: &str) -> Vec<Value> {
     let mut reader = text.as_bytes();
     let documents: Result<Vec<Value>, _> = serde_saphyr::read(&mut reader).collect();
-    documents.expect("YAML").into_iter().filter(|it| !it.is_null()).collect()
+    documents
+        .expect("YAML")
+        .into_iter()
+        .filter(|it| !it.is_null())
+        .collect()
 }
 
 /// The pod's first address of a family, or what the text says.
@@ -63,8 +70,12 @@ fn address(cluster: &Cluster, name: &str, v6: bool) -> IpAddr {
         return name.parse().expect("a pod or an address");
     };
     let ips = pod.status.as_ref().and_then(|it| it.pod_ips.clone());
-    let mut ips = ips.into_iter().flatten().map(|ip| ip.ip.parse().expect("an address"));
-    ips.find(|ip: &IpAddr| ip.is_ipv6() == v6).expect("an address of the family")
+    let mut ips = ips
+        .into_iter()
+        .flatten()
+        .map(|ip| ip.ip.parse().expect("an address"));
+    ips.find(|ip: &IpAddr| ip.is_ipv6() == v6)
+        .expect("an address of the family")
 }
 
 /// What the tables of both ends say.
@@ -79,8 +90,13 @@ fn compiled(cluster: &Cluster, agent: &Agent, packet: &Packet) -> bool {
     };
     let own_node = cluster.nodes.iter().any(|node| {
         let own = node.metadata.name.as_deref() == Some("n1");
-        let addresses = node.status.iter().flat_map(|it| it.addresses.iter().flatten());
-        own && addresses.into_iter().any(|it| it.address.parse() == Ok(packet.source))
+        let addresses = node
+            .status
+            .iter()
+            .flat_map(|it| it.addresses.iter().flatten());
+        own && addresses
+            .into_iter()
+            .any(|it| it.address.parse() == Ok(packet.source))
     });
     packet.source == packet.destination
         || passes(pod(packet.source), Direction::Egress)
@@ -123,8 +139,15 @@ fn check_all(objects: Vec<Value>, lines: &str) {
                 protocol,
                 port: port.parse().expect("a port"),
             };
-            let answers = (may(&cluster, &packet, false), compiled(&cluster, &agent, &packet));
-            assert_eq!(answers, (answer == "yes", answer == "yes"), "{line}: {packet:?}");
+            let answers = (
+                may(&cluster, &packet, false),
+                compiled(&cluster, &agent, &packet),
+            );
+            assert_eq!(
+                answers,
+                (answer == "yes", answer == "yes"),
+                "{line}: {packet:?}"
+            );
         }
     }
 }
@@ -203,19 +226,54 @@ fn row_4_no_rules_deny_and_an_empty_rule_allows() {
 fn row_5_the_shapes_of_peers() {
     for (peer, xa, xb, ya, yb, za) in [
         ("[{podSelector: {}}]", "yes", "yes", "no", "no", "no"),
-        ("[{podSelector: {matchLabels: {app: b}}}]", "no", "yes", "no", "no", "no"),
-        ("[{namespaceSelector: {}}]", "yes", "yes", "yes", "yes", "yes"),
-        ("[{namespaceSelector: {matchLabels: {team: b}}}]", "no", "no", "yes", "yes", "no"),
+        (
+            "[{podSelector: {matchLabels: {app: b}}}]",
+            "no",
+            "yes",
+            "no",
+            "no",
+            "no",
+        ),
+        (
+            "[{namespaceSelector: {}}]",
+            "yes",
+            "yes",
+            "yes",
+            "yes",
+            "yes",
+        ),
+        (
+            "[{namespaceSelector: {matchLabels: {team: b}}}]",
+            "no",
+            "no",
+            "yes",
+            "yes",
+            "no",
+        ),
         (
             "[{namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: b}}}]",
-            "no", "no", "no", "yes", "no",
+            "no",
+            "no",
+            "no",
+            "yes",
+            "no",
         ),
         (
             "[{namespaceSelector: {matchLabels: {team: b}}}, {podSelector: {matchLabels: {app: b}}}]",
-            "no", "yes", "yes", "yes", "no",
+            "no",
+            "yes",
+            "yes",
+            "yes",
+            "no",
         ),
-        ("[{ipBlock: {cidr: 10.0.0.0/8}}, {ipBlock: {cidr: 'fd00::/8'}}]",
-         "yes", "yes", "yes", "yes", "yes"),
+        (
+            "[{ipBlock: {cidr: 10.0.0.0/8}}, {ipBlock: {cidr: 'fd00::/8'}}]",
+            "yes",
+            "yes",
+            "yes",
+            "yes",
+            "yes",
+        ),
     ] {
         let spec = format!("{{podSelector: {{}}, ingress: [{{from: {peer}}}]}}");
         let lines = format!(
@@ -297,7 +355,9 @@ fn row_11_a_named_port_is_the_destinations() {
          v/a > x/a udp/8080 no",
     );
     check(
-        &policy("{policyTypes: [Egress], egress: [{ports: [{port: web}, {port: dns, protocol: UDP}]}]}"),
+        &policy(
+            "{policyTypes: [Egress], egress: [{ports: [{port: web}, {port: dns, protocol: UDP}]}]}",
+        ),
         "x/a > v/a tcp/8080 yes
          x/a > v/b tcp/8081 yes
          x/a > v/b tcp/8080 no
@@ -355,8 +415,14 @@ fn row_14_sctp_is_not_tcp_and_isolates_it() {
 fn row_15_other_protocols_pass_by_rules_without_ports() {
     for protocol in ["icmp", "0", "47", "136", "255"] {
         let line = |answer| format!("v/a > x/a {protocol} {answer}");
-        check(&policy("{ingress: [{ports: [{protocol: TCP}, {protocol: UDP}]}]}"), &line("no"));
-        check(&policy("{ingress: [{from: [{namespaceSelector: {}}]}]}"), &line("yes"));
+        check(
+            &policy("{ingress: [{ports: [{protocol: TCP}, {protocol: UDP}]}]}"),
+            &line("no"),
+        );
+        check(
+            &policy("{ingress: [{from: [{namespaceSelector: {}}]}]}"),
+            &line("yes"),
+        );
         check("", &line("yes"));
     }
 }
@@ -392,7 +458,10 @@ fn row_20_a_pod_on_the_hosts_network_is_its_node() {
 
 #[test]
 fn row_21_a_pod_may_reach_itself() {
-    check(&policy("{policyTypes: [Ingress, Egress]}"), "x/a > x/a tcp/80 yes");
+    check(
+        &policy("{policyTypes: [Ingress, Egress]}"),
+        "x/a > x/a tcp/80 yes",
+    );
 }
 
 /// The world, with what `change` makes of pod x/b.
@@ -403,7 +472,9 @@ fn with_b(change: impl Fn(&mut Value)) -> Vec<Value> {
         metadata["namespace"] == "x" && metadata["name"] == "b"
     });
     change(b.expect("pod x/b"));
-    objects.extend(documents(&policy("{ingress: [{from: [{podSelector: {}}]}]}")));
+    objects.extend(documents(&policy(
+        "{ingress: [{from: [{podSelector: {}}]}]}",
+    )));
     objects
 }
 
@@ -421,7 +492,10 @@ fn row_27_the_address_of_a_finished_pod_is_anothers() {
          spec: {nodeName: n1, containers: []}\n\
          status: {phase: Running, podIPs: [{ip: 10.0.0.12}]}\n",
     ));
-    check_all(objects, "10.0.0.12 > x/a tcp/80 no\nv/a > 10.0.0.12 tcp/80 yes");
+    check_all(
+        objects,
+        "10.0.0.12 > x/a tcp/80 no\nv/a > 10.0.0.12 tcp/80 yes",
+    );
 }
 
 #[test]
@@ -429,7 +503,10 @@ fn row_28_a_pod_without_an_address_is_nobody() {
     let objects = with_b(|b| b["status"]["podIPs"] = Value::Array(Vec::new()));
     check_all(objects, "10.0.0.12 > x/a tcp/80 no\nx/a > v/a tcp/80 yes");
     let objects = with_b(|b| b["status"]["podIPs"] = serde_json::json!([{"ip": "fd00::12"}]));
-    check_all(objects, "fd00::12 > x/a tcp/80 yes\n10.0.0.12 > x/a tcp/80 no");
+    check_all(
+        objects,
+        "fd00::12 > x/a tcp/80 yes\n10.0.0.12 > x/a tcp/80 no",
+    );
 }
 
 #[test]
@@ -465,11 +542,24 @@ fn row_31_every_change_takes_effect() {
     let mut expect = |objects: &[Value], answer: bool, what: &str| {
         let cluster = Cluster::of(objects.iter().cloned()).expect("objects");
         agent.follow(&cluster);
-        assert_eq!(compiled(&cluster, &agent, &packet(&cluster)), answer, "{what}");
+        assert_eq!(
+            compiled(&cluster, &agent, &packet(&cluster)),
+            answer,
+            "{what}"
+        );
         agent.settle();
-        assert_eq!(compiled(&cluster, &agent, &packet(&cluster)), answer, "{what}, settled");
+        assert_eq!(
+            compiled(&cluster, &agent, &packet(&cluster)),
+            answer,
+            "{what}, settled"
+        );
     };
-    fn labels<'a>(objects: &'a mut [Value], kind: &str, namespace: Option<&str>, name: &str) -> &'a mut Value {
+    fn labels<'a>(
+        objects: &'a mut [Value],
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> &'a mut Value {
         let object = objects.iter_mut().find(|object| {
             let metadata = &object["metadata"];
             object["kind"] == kind
@@ -514,8 +604,20 @@ fn section_2_the_tiers_are_asked_in_turn() {
         (vec![open, baseline(deny_all)], "yes"),
         (vec![closed, baseline(accept_all)], "no"),
         (vec![baseline(deny_all)], "no"),
-        (vec![baseline(pass_all), cluster_policy("later", "Baseline", 6, deny_all)], "yes"),
-        (vec![admin(pass_all), cluster_policy("later", "Admin", 6, deny_all)], "yes"),
+        (
+            vec![
+                baseline(pass_all),
+                cluster_policy("later", "Baseline", 6, deny_all),
+            ],
+            "yes",
+        ),
+        (
+            vec![
+                admin(pass_all),
+                cluster_policy("later", "Admin", 6, deny_all),
+            ],
+            "yes",
+        ),
         (vec![], "yes"),
     ] {
         check(&objects.concat(), &format!("v/a > x/a tcp/80 {answer}"));
@@ -542,7 +644,10 @@ fn section_2_the_lower_priority_number_and_then_the_name_comes_first() {
 #[test]
 fn section_2_nothing_is_isolated_by_being_selected() {
     let rules = "ingress: [{action: Accept, from: [{namespaces: {matchLabels: {team: b}}}]}]";
-    check(&cluster_policy("a", "Admin", 1, rules), "z/a > x/a tcp/80 yes");
+    check(
+        &cluster_policy("a", "Admin", 1, rules),
+        "z/a > x/a tcp/80 yes",
+    );
 }
 
 #[test]
@@ -553,8 +658,12 @@ fn section_2_accepted_egress_is_still_judged_where_it_arrives() {
         1,
         "egress: [{action: Accept, to: [{namespaces: {}}]}]",
     );
-    let closed = "---\nkind: NetworkPolicy\nmetadata: {name: q, namespace: v}\nspec: {ingress: []}\n";
-    check(&[&egress, closed].concat(), "x/a > v/a tcp/80 no\nx/a > z/a tcp/80 yes");
+    let closed =
+        "---\nkind: NetworkPolicy\nmetadata: {name: q, namespace: v}\nspec: {ingress: []}\n";
+    check(
+        &[&egress, closed].concat(),
+        "x/a > v/a tcp/80 no\nx/a > z/a tcp/80 yes",
+    );
 }
 
 #[test]
@@ -638,9 +747,15 @@ fn section_2_peers_that_are_not_known_fail_closed() {
         check(&cluster_policy("a", "Admin", 1, &rules), &lines);
     }
     let accepts = "egress: [{action: Accept, to: [{domainNames: [example.org]}]}]";
-    check(&cluster_policy("a", "Admin", 1, accepts), "x/a > v/a tcp/80 yes");
+    check(
+        &cluster_policy("a", "Admin", 1, accepts),
+        "x/a > v/a tcp/80 yes",
+    );
     let passes = "egress: [{action: Pass, to: [{domainNames: [example.org]}]}]";
-    check(&cluster_policy("a", "Admin", 1, passes), "x/a > 8.8.8.8 tcp/80 no");
+    check(
+        &cluster_policy("a", "Admin", 1, passes),
+        "x/a > 8.8.8.8 tcp/80 no",
+    );
 }
 
 #[test]
@@ -653,7 +768,10 @@ fn what_is_audited_is_not_enforced_and_told() {
          spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, \
          ingress: [{action: Deny, from: [{namespaces: {}}]}]}\n";
     for (text, by) in [
-        (of_policy, "NetworkPolicy x/p isolates for ingress, no rule matches"),
+        (
+            of_policy,
+            "NetworkPolicy x/p isolates for ingress, no rule matches",
+        ),
         (of_cluster, "ClusterNetworkPolicy p ingress rule 0"),
     ] {
         check(text, "v/a > x/a tcp/80 yes");
@@ -676,7 +794,9 @@ fn what_is_audited_is_not_enforced_and_told() {
 #[test]
 fn a_namespace_audits_its_own_policies_and_not_those_of_the_cluster() {
     let mut objects = world();
-    let x = objects.iter_mut().find(|it| it["kind"] == "Namespace" && it["metadata"]["name"] == "x");
+    let x = objects
+        .iter_mut()
+        .find(|it| it["kind"] == "Namespace" && it["metadata"]["name"] == "x");
     x.expect("the namespace")["metadata"]["annotations"] =
         serde_json::json!({"lb.io/policy-audit": "true"});
     objects.extend(documents(&policy("{ingress: []}")));

@@ -4,9 +4,7 @@ use std::time::{Duration, Instant};
 
 use lb_userspace::{
     compile::policy::{LastNumbers, Policies, Sizes},
-    world::{
-        Change, Event, ObjectKey, PolicyDirty, World, namespace, pod, policy::network_policy,
-    },
+    world::{Change, Event, ObjectKey, PolicyDirty, World, namespace, pod, policy::network_policy},
 };
 use serde_json::{Value, json};
 
@@ -71,7 +69,10 @@ fn key(object: &Value) -> ObjectKey {
 }
 
 fn pod_change(object: &Value, node: &str) -> Change {
-    let row = pod::reduce(&serde_json::from_value(object.clone()).expect("a Pod"), node);
+    let row = pod::reduce(
+        &serde_json::from_value(object.clone()).expect("a Pod"),
+        node,
+    );
     Change::Pod(Event::Apply(key(object), row))
 }
 

@@ -78,7 +78,9 @@ impl Rows {
             change: fn(Event<R>) -> Change,
         ) -> Vec<Change> {
             let gone = before.keys().filter(|key| !after.contains_key(key));
-            let changed = after.iter().filter(|(key, row)| before.get(key) != Some(row));
+            let changed = after
+                .iter()
+                .filter(|(key, row)| before.get(key) != Some(row));
             gone.map(|key| Event::Delete(key.clone()))
                 .chain(changed.map(|(key, row)| Event::Apply(key.clone(), row.clone())))
                 .map(change)
@@ -195,13 +197,21 @@ pub fn lookup(tables: &Tables, pod: &ObjectKey, direction: Direction, packet: &P
     let class = tables.peers.get(&PeerKey { rule_set, identity });
     let class = class.copied().unwrap_or(rule_set);
     let wanted = RuleKey::new(class, packet.protocol, packet.port);
-    let found = (RuleKey::CLASS_BITS..=RuleKey::PORT_BITS).rev().find_map(|bits| {
-        let port = u32::from(packet.port) >> 16u32.saturating_sub(bits.saturating_sub(40));
-        let port = (port << 16u32.saturating_sub(bits.saturating_sub(40))) as u16;
-        let protocol = if bits < RuleKey::PROTOCOL_BITS { 0 } else { wanted.protocol };
-        let key = RuleKey::new(class, protocol, port);
-        tables.rules.get(&lb_userspace::compile::policy::RuleEntry { key, bits })
-    });
+    let found = (RuleKey::CLASS_BITS..=RuleKey::PORT_BITS)
+        .rev()
+        .find_map(|bits| {
+            let port = u32::from(packet.port) >> 16u32.saturating_sub(bits.saturating_sub(40));
+            let port = (port << 16u32.saturating_sub(bits.saturating_sub(40))) as u16;
+            let protocol = if bits < RuleKey::PROTOCOL_BITS {
+                0
+            } else {
+                wanted.protocol
+            };
+            let key = RuleKey::new(class, protocol, port);
+            tables
+                .rules
+                .get(&lb_userspace::compile::policy::RuleEntry { key, bits })
+        });
     found.copied().unwrap_or(NO_SUCH_RULE)
 }
 

@@ -13,10 +13,7 @@ use super::{
     marks::{Mark, MarkId, Marks, edges, matches, matches_namespace},
     numbers::Numbers,
 };
-use crate::world::{
-    Labels, Node, ObjectKey, Pod, Protocol, World,
-    policy::Peer,
-};
+use crate::world::{Labels, Node, ObjectKey, Pod, Protocol, World, policy::Peer};
 
 /// All that policies can tell of an address: two with one key have one identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,9 +112,8 @@ impl Addresses {
 /// Labels of a namespace. Where it is not known, its name is, which the apiserver would write.
 pub fn namespace_labels<'a>(world: &'a World, name: &str) -> Cow<'a, Labels> {
     let known = world.namespace(name).map(|row| Cow::Borrowed(&row.labels));
-    known.unwrap_or_else(|| {
-        Cow::Owned([("kubernetes.io/metadata.name".into(), name.into())].into())
-    })
+    known
+        .unwrap_or_else(|| Cow::Owned([("kubernetes.io/metadata.name".into(), name.into())].into()))
 }
 
 /// What an identity has become.
@@ -155,18 +151,18 @@ impl Identities {
         self.numbers.value(identity)
     }
 
+    /// The identity that a network or an address has of its own.
+    pub fn of(&self, network: IpNet) -> Option<u32> {
+        self.entries.get(&network).copied()
+    }
+
     /// Those that have a mark.
     pub fn having(&self, mark: MarkId) -> impl Iterator<Item = u32> {
         self.by_mark.get(&mark).into_iter().flatten().copied()
     }
 
     /// The networks and addresses whose identity may depend on a mark.
-    pub fn touched(
-        &self,
-        mark: &Mark,
-        addresses: &Addresses,
-        world: &World,
-    ) -> BTreeSet<IpNet> {
+    pub fn touched(&self, mark: &Mark, addresses: &Addresses, world: &World) -> BTreeSet<IpNet> {
         let held = |holder| addresses.of(&holder).map(IpNet::from).collect::<Vec<_>>();
         match mark {
             Mark::Peer(Peer::Pods(asked)) => {
@@ -180,21 +176,28 @@ impl Identities {
                     let pods = world.pods_in(name);
                     pods.filter(move |(_, pod)| matches(asked, name, &labels, &pod.labels))
                 });
-                pods.flat_map(|(key, _)| held(Holder::Pod(key.clone()))).collect()
+                pods.flat_map(|(key, _)| held(Holder::Pod(key.clone())))
+                    .collect()
             }
             Mark::PortName(name) => {
                 let pods = world.pods();
                 let pods =
                     pods.filter(|(_, pod)| pod.named_ports.iter().any(|port| port.name == *name));
-                pods.flat_map(|(key, _)| held(Holder::Pod(key.clone()))).collect()
+                pods.flat_map(|(key, _)| held(Holder::Pod(key.clone())))
+                    .collect()
             }
             Mark::Peer(Peer::Nodes(_)) => {
                 let nodes = world.nodes();
-                nodes.flat_map(|(key, _)| held(Holder::Node(key.name.clone()))).collect()
+                nodes
+                    .flat_map(|(key, _)| held(Holder::Node(key.name.clone())))
+                    .collect()
             }
             Mark::Peer(Peer::Network { cidr, except }) => {
                 let last = IpNet::from(cidr.broadcast());
-                let entries = self.entries.range(*cidr..=last).map(|(network, _)| *network);
+                let entries = self
+                    .entries
+                    .range(*cidr..=last)
+                    .map(|(network, _)| *network);
                 let held = addresses.within(*cidr).map(IpNet::from);
                 entries.chain(held).chain(edges(*cidr, except)).collect()
             }
@@ -221,7 +224,7 @@ impl Identities {
         &mut self,
         dirty: &BTreeSet<IpNet>,
         fresh: &BTreeSet<MarkId>,
-        key: impl Fn(IpNet) -> Option<Key>,
+        mut key: impl FnMut(IpNet) -> Option<Key>,
     ) -> Reassigned {
         let mut groups: BTreeMap<Option<u32>, BTreeMap<Option<Key>, Vec<IpNet>>> = BTreeMap::new();
         for &network in dirty {
@@ -229,7 +232,10 @@ impl Identities {
             let is = key(network);
             let same = match (was, &is) {
                 (None, None) => true,
-                (Some(was), Some(is)) => self.key_or_empty(was) == *is,
+                (Some(was), Some(is)) => match self.numbers.value(was) {
+                    Some(was) => was == is,
+                    None => is.is_empty(),
+                },
                 _ => false,
             };
             if !same {
@@ -298,7 +304,9 @@ impl Identities {
                 Some(identity) => self.entries.insert(network, identity),
                 None => self.entries.remove(&network),
             };
-            reassigned.left.extend(was.filter(|was| *was != NO_IDENTITY));
+            reassigned
+                .left
+                .extend(was.filter(|was| *was != NO_IDENTITY));
             if identity != was {
                 reassigned.changed.insert(network, identity);
             }
@@ -340,40 +348,65 @@ impl Identities {
     }
 }
 
-/// What a network's addresses, or one address, have that some rule asks for; `None` where that is
-/// what the network around it has.
-///
-/// An address of a pod has all that the networks around it have, and one of a node too. One that is
-/// both is the pod's: a peer that means nodes never means a pod.
-pub fn key(network: IpNet, marks: &Marks, addresses: &Addresses, world: &World) -> Option<Key> {
-    let mut key = Key {
-        marks: marks.of_network(network),
-        ports: Vec::new(),
-    };
-    let edge = marks.is_edge(&network);
-    let host = network.prefix_len() == network.max_prefix_len();
-    let own = if !host {
-        false
-    } else if let Some((name, pod)) = addresses.pod(network.addr(), world) {
-        let of_namespace = namespace_labels(world, &name.namespace);
-        key.marks.extend(marks.of_pod(&name.namespace, &of_namespace, &pod.labels));
-        let ports = pod.named_ports.iter();
-        let ports = ports.filter_map(|port| {
-            let mark = marks.port_name(&port.name)?;
-            Some((mark, port.protocol, port.number))
-        });
-        key.ports = ports.collect();
-        !key.is_empty()
-    } else {
-        let nodes = addresses.nodes(network.addr(), world);
-        let of_nodes: Vec<_> = nodes.flat_map(|node| marks.of_node(&node.labels)).collect();
-        key.marks.extend(&of_nodes);
-        !of_nodes.is_empty()
-    };
-    key.marks.sort_unstable();
-    key.marks.dedup();
-    key.ports.sort_unstable();
-    (own || edge).then_some(key)
+/// What addresses have that rules ask for, from the objects as they are.
+pub struct Keys<'a> {
+    pub marks: &'a Marks,
+    pub addresses: &'a Addresses,
+    pub world: &'a World,
+    /// What pods that were asked for have, whichever their address.
+    pub pods: BTreeMap<ObjectKey, Key>,
+}
+
+impl Keys<'_> {
+    /// What a network's addresses, or one address, have; `None` where that is what the network
+    /// around it has.
+    ///
+    /// An address of a pod has all that the networks around it have, and one of a node too. One that
+    /// is both is the pod's: a peer that means nodes never means a pod.
+    pub fn of(&mut self, network: IpNet) -> Option<Key> {
+        let mut key = Key {
+            marks: self.marks.of_network(network),
+            ports: Vec::new(),
+        };
+        let edge = self.marks.is_edge(&network);
+        let host = network.prefix_len() == network.max_prefix_len();
+        let own = if !host {
+            false
+        } else if let Some((name, pod)) = self.addresses.pod(network.addr(), self.world) {
+            let of_pod = self.of_pod(name, pod);
+            key.marks.extend(&of_pod.marks);
+            key.ports.extend(&of_pod.ports);
+            !key.is_empty()
+        } else {
+            let nodes = self.addresses.nodes(network.addr(), self.world);
+            let of_nodes: Vec<_> = nodes
+                .flat_map(|node| self.marks.of_node(&node.labels))
+                .collect();
+            key.marks.extend(&of_nodes);
+            !of_nodes.is_empty()
+        };
+        key.marks.sort_unstable();
+        key.marks.dedup();
+        (own || edge).then_some(key)
+    }
+
+    fn of_pod(&mut self, name: &ObjectKey, pod: &Pod) -> &Key {
+        let Self { marks, world, .. } = self;
+        self.pods.entry(name.clone()).or_insert_with(|| {
+            let of_namespace = namespace_labels(world, &name.namespace);
+            let ports = pod.named_ports.iter();
+            let ports = ports.filter_map(|port| {
+                let mark = marks.port_name(&port.name)?;
+                Some((mark, port.protocol, port.number))
+            });
+            let mut ports: Vec<_> = ports.collect();
+            ports.sort_unstable();
+            Key {
+                marks: marks.of_pod(&name.namespace, &of_namespace, &pod.labels),
+                ports,
+            }
+        })
+    }
 }
 
 fn namespaces_of_pods(world: &World) -> impl Iterator<Item = &str> {

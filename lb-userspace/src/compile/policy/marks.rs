@@ -21,8 +21,10 @@ pub enum Mark {
     PortName(String),
 }
 
-/// Marks by the value of a label that whatever has them must have.
-type ByLabel = BTreeMap<String, BTreeMap<String, BTreeSet<MarkId>>>;
+/// Marks of pods.
+type OfPods = BTreeMap<MarkId, PodMatch>;
+/// Marks of pods by the value of a label that whatever has them must have.
+type ByLabel = BTreeMap<String, BTreeMap<String, OfPods>>;
 
 /// The marks that some policy asks for, with indexes by which few are tried for each address.
 ///
@@ -33,17 +35,18 @@ pub struct Marks {
     numbers: Numbers<Mark>,
     /// How many rules ask for each; those that none does are about to go.
     users: BTreeMap<MarkId, usize>,
-    by_namespace: BTreeMap<String, BTreeSet<MarkId>>,
+    by_namespace: BTreeMap<String, OfPods>,
     by_pod_label: ByLabel,
     by_namespace_label: ByLabel,
     /// Those of pods that no index has.
-    other_pods: BTreeSet<MarkId>,
-    by_network: BTreeMap<IpNet, BTreeSet<MarkId>>,
+    other_pods: OfPods,
+    /// Marks of networks by the network that they are about, with its exceptions.
+    by_network: BTreeMap<IpNet, BTreeMap<MarkId, Vec<IpNet>>>,
     /// How many networks have a prefix of each length, by whether they are of IPv6.
     lengths: BTreeMap<(bool, u8), usize>,
     /// How many marks change at the edge of a network.
     edges: BTreeMap<IpNet, usize>,
-    nodes: BTreeSet<MarkId>,
+    nodes: BTreeMap<MarkId, Selector>,
     port_names: BTreeMap<String, MarkId>,
 }
 
@@ -77,11 +80,11 @@ impl Default for Marks {
             by_namespace: BTreeMap::new(),
             by_pod_label: ByLabel::new(),
             by_namespace_label: ByLabel::new(),
-            other_pods: BTreeSet::new(),
+            other_pods: OfPods::new(),
             by_network: BTreeMap::new(),
             lengths: BTreeMap::new(),
             edges: BTreeMap::new(),
-            nodes: BTreeSet::new(),
+            nodes: BTreeMap::new(),
             port_names: BTreeMap::new(),
         }
     }
@@ -128,23 +131,15 @@ impl Marks {
 
     /// The marks of a pod, but for those of its address.
     pub fn of_pod(&self, namespace: &str, of_namespace: &Labels, labels: &Labels) -> Vec<MarkId> {
-        let labelled = |index: &'_ ByLabel, labels: &Labels| -> Vec<MarkId> {
-            let found = labels
-                .iter()
-                .filter_map(|(key, value)| index.get(key)?.get(value));
-            found.flatten().copied().collect()
-        };
-        let named = self.by_namespace.get(namespace).into_iter().flatten();
-        let candidates = named
+        let candidates = self.by_namespace.get(namespace).into_iter().flatten();
+        let candidates = candidates
             .chain(&self.other_pods)
-            .copied()
             .chain(labelled(&self.by_pod_label, labels))
             .chain(labelled(&self.by_namespace_label, of_namespace));
-        let having = candidates.filter(|id| match self.get(*id) {
-            Some(Mark::Peer(Peer::Pods(pods))) => matches(pods, namespace, of_namespace, labels),
-            _ => false,
-        });
-        having.collect()
+        candidates
+            .filter(|(_, pods)| matches(pods, namespace, of_namespace, labels))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// The marks of all addresses of a network, by which it is in others.
@@ -155,23 +150,17 @@ impl Marks {
             let holder = IpNet::new(network.addr(), *length).ok()?.trunc();
             self.by_network.get(&holder)
         });
-        let having = holders.flatten().copied().filter(|id| match self.get(*id) {
-            Some(Mark::Peer(Peer::Network { except, .. })) => {
-                !except.iter().any(|except| except.contains(&network))
-            }
-            _ => false,
-        });
-        having.collect()
+        holders
+            .flatten()
+            .filter(|(_, except)| !except.iter().any(|except| except.contains(&network)))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// The marks of a node's addresses, but for those of the networks that they are in.
     pub fn of_node(&self, labels: &Labels) -> Vec<MarkId> {
-        let having = self.nodes.iter().copied();
-        let having = having.filter(|id| match self.get(*id) {
-            Some(Mark::Peer(Peer::Nodes(selector))) => selector.matches(labels),
-            _ => false,
-        });
-        having.collect()
+        let having = self.nodes.iter().filter(|(_, it)| it.matches(labels));
+        having.map(|(id, _)| *id).collect()
     }
 
     /// The mark of ports that are called so.
@@ -192,32 +181,39 @@ impl Marks {
     fn index(&mut self, id: MarkId, mark: &Mark, add: bool) {
         match mark {
             Mark::Peer(Peer::Pods(pods)) => match Anchor::of(pods) {
-                Anchor::Namespace(name) => put(&mut self.by_namespace, name.to_owned(), id, add),
+                Anchor::Namespace(name) => {
+                    put(&mut self.by_namespace, name.to_owned(), id, pods, add);
+                }
                 Anchor::PodLabel(key, values) => {
-                    put_labelled(&mut self.by_pod_label, key, values, id, add);
+                    put_labelled(&mut self.by_pod_label, (key, values), id, pods, add);
                 }
                 Anchor::NamespaceLabel(key, values) => {
-                    put_labelled(&mut self.by_namespace_label, key, values, id, add);
+                    put_labelled(&mut self.by_namespace_label, (key, values), id, pods, add);
                 }
-                Anchor::Nowhere => change(&mut self.other_pods, id, add),
+                Anchor::Nowhere => change(&mut self.other_pods, id, pods, add),
             },
             Mark::Peer(Peer::Network { cidr, except }) => {
-                put(&mut self.by_network, *cidr, id, add);
+                put(&mut self.by_network, *cidr, id, except, add);
                 let length = (cidr.addr().is_ipv6(), cidr.prefix_len());
                 count(&mut self.lengths, length, add);
                 for edge in edges(*cidr, except) {
                     count(&mut self.edges, edge, add);
                 }
             }
-            Mark::Peer(Peer::Nodes(_)) => change(&mut self.nodes, id, add),
-            Mark::PortName(name) if add => {
-                self.port_names.insert(name.clone(), id);
-            }
-            Mark::PortName(name) => {
-                self.port_names.remove(name);
-            }
+            Mark::Peer(Peer::Nodes(selector)) => change(&mut self.nodes, id, selector, add),
+            Mark::PortName(name) => change(&mut self.port_names, name.clone(), &id, add),
         }
     }
+}
+
+fn labelled<'a>(
+    index: &'a ByLabel,
+    labels: &Labels,
+) -> impl Iterator<Item = (&'a MarkId, &'a PodMatch)> {
+    let found = labels
+        .iter()
+        .filter_map(|(key, value)| index.get(key)?.get(value));
+    found.flatten()
 }
 
 pub fn matches(pods: &PodMatch, namespace: &str, of_namespace: &Labels, labels: &Labels) -> bool {
@@ -252,32 +248,38 @@ pub fn edges(cidr: IpNet, except: &[IpNet]) -> impl Iterator<Item = IpNet> {
     })
 }
 
-fn change(ids: &mut BTreeSet<MarkId>, id: MarkId, add: bool) {
+fn change<K: Ord, V: Clone>(marks: &mut BTreeMap<K, V>, key: K, value: &V, add: bool) {
     if add {
-        ids.insert(id);
+        marks.insert(key, value.clone());
     } else {
-        ids.remove(&id);
+        marks.remove(&key);
     }
 }
 
-fn put<K: Ord + Clone>(index: &mut BTreeMap<K, BTreeSet<MarkId>>, key: K, id: MarkId, add: bool) {
-    let ids = index.entry(key.clone()).or_default();
-    change(ids, id, add);
-    if ids.is_empty() {
+fn put<K: Ord + Clone, V: Clone>(
+    index: &mut BTreeMap<K, BTreeMap<MarkId, V>>,
+    key: K,
+    id: MarkId,
+    value: &V,
+    add: bool,
+) {
+    let marks = index.entry(key.clone()).or_default();
+    change(marks, id, value, add);
+    if marks.is_empty() {
         index.remove(&key);
     }
 }
 
 fn put_labelled(
     index: &mut ByLabel,
-    key: &str,
-    values: &BTreeSet<String>,
+    (key, values): (&str, &BTreeSet<String>),
     id: MarkId,
+    pods: &PodMatch,
     add: bool,
 ) {
     let by_value = index.entry(key.to_owned()).or_default();
     for value in values {
-        put(by_value, value.clone(), id, add);
+        put(by_value, value.clone(), id, pods, add);
     }
     if by_value.is_empty() {
         index.remove(key);

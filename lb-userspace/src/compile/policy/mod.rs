@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use lb_common::policy::{CLOSED, OPEN, PeerKey};
 
 use self::{
-    identity::{Addresses, Holder, Identities, namespace_labels},
+    identity::{Addresses, Holder, Identities, Keys, namespace_labels},
     marks::{MarkId, Marks},
     numbers::Numbers,
     rule_set::{CompiledPolicy, PolicyUse, RuleSet, RuleSetKey, Signature},
@@ -220,7 +220,8 @@ impl Policies {
     /// Gives identities to all addresses that may have another one. Returns those that addresses
     /// have left.
     fn identify(&mut self, world: &World, dirty: &PolicyDirty, fresh: &Fresh) -> Vec<u32> {
-        let mut networks = std::mem::take(&mut self.homeless);
+        let homeless = std::mem::take(&mut self.homeless);
+        let mut networks = BTreeSet::new();
         self.find_holders(world, dirty, &mut networks);
         if fresh.new.len() > FEW {
             networks.extend(self.addresses.all().map(IpNet::from));
@@ -244,13 +245,24 @@ impl Policies {
             ..
         } = self;
         let both = &fresh.new | &fresh.old;
-        let reassigned = identities.reassign(&networks, &both, |network| {
-            identity::key(network, marks, addresses, world)
-        });
+        let mut keys = Keys {
+            marks,
+            addresses,
+            world,
+            pods: BTreeMap::new(),
+        };
+        let reassigned = identities.reassign(&networks, &both, |network| keys.of(network));
         for identity in &reassigned.new {
             self.introduce(*identity);
         }
-        for (network, identity) in reassigned.changed {
+        let mut changed = reassigned.changed;
+        for network in homeless {
+            let identity = self.identities.of(network);
+            changed.entry(network).or_insert(identity);
+        }
+        // What goes makes room for what comes.
+        let (come, go): (Vec<_>, Vec<_>) = changed.into_iter().partition(|(_, it)| it.is_some());
+        for (network, identity) in go.into_iter().chain(come) {
             self.write_identity(network, identity);
         }
         for address in reassigned.moved {
@@ -259,16 +271,12 @@ impl Policies {
         reassigned.left
     }
 
-    fn find_holders(
-        &mut self,
-        world: &World,
-        dirty: &PolicyDirty,
-        networks: &mut BTreeSet<IpNet>,
-    ) {
+    fn find_holders(&mut self, world: &World, dirty: &PolicyDirty, networks: &mut BTreeSet<IpNet>) {
         for key in &dirty.pods {
             let ips = world.pod(key).map(|pod| pod.ips.iter().copied().collect());
             let holder = Holder::Pod(key.clone());
-            self.addresses.set(holder, ips.unwrap_or_default(), networks);
+            self.addresses
+                .set(holder, ips.unwrap_or_default(), networks);
         }
         for name in &dirty.nodes {
             let addresses = world.node(name).map(|node| node.all_addresses.clone());
@@ -319,8 +327,7 @@ impl Policies {
             sizes,
             ..
         } = self;
-        let (Some(in_force), Some(key)) =
-            (rule_sets.get_mut(&rule_set), identities.key(identity))
+        let (Some(in_force), Some(key)) = (rule_sets.get_mut(&rule_set), identities.key(identity))
         else {
             return;
         };
@@ -440,12 +447,13 @@ impl Policies {
                 && marks::matches(&policy.subject, namespace, &labels, &pod.labels)
         });
         let policies: Vec<_> = policies.collect();
-        let names = policies.iter().flat_map(|(_, it)| it.side(direction).port_names());
+        let names = policies
+            .iter()
+            .flat_map(|(_, it)| it.side(direction).port_names());
         let names: BTreeSet<&str> = names.collect();
         let ports = pod.named_ports.iter();
-        let ports = ports.filter(|port| {
-            direction == Direction::Ingress && names.contains(port.name.as_str())
-        });
+        let ports = ports
+            .filter(|port| direction == Direction::Ingress && names.contains(port.name.as_str()));
         let uses = policies.iter().map(|(name, policy)| PolicyUse {
             tier: policy.tier,
             priority: policy.priority,

@@ -74,7 +74,9 @@ impl<T: Ord + Clone> Numbers<T> {
     }
 
     pub fn users(&self, number: u32) -> usize {
-        self.values.get(&number).map_or(0, |numbered| numbered.users)
+        self.values
+            .get(&number)
+            .map_or(0, |numbered| numbered.users)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
@@ -125,7 +127,10 @@ mod tests {
         let mut numbers = Numbers::above(0);
         numbers.take(&'a');
         numbers.rename(1, 'b');
-        assert_eq!((numbers.number(&'a'), numbers.number(&'b')), (None, Some(1)));
+        assert_eq!(
+            (numbers.number(&'a'), numbers.number(&'b')),
+            (None, Some(1))
+        );
         assert_eq!(numbers.value(1), Some(&'b'));
     }
 }

@@ -184,7 +184,10 @@ impl CompiledSide {
 
     /// The names that it gives to ports.
     pub fn port_names(&self) -> impl Iterator<Item = &str> {
-        let ports = self.rules.iter().flat_map(|rule| rule.ports.iter().flatten());
+        let ports = self
+            .rules
+            .iter()
+            .flat_map(|rule| rule.ports.iter().flatten());
         ports.filter_map(|port| match port {
             CompiledPort::Named { name, .. } => Some(name.as_str()),
             CompiledPort::Span(_) => None,
@@ -214,6 +217,10 @@ fn compile_port(
         },
     }
 }
+
+/// The mark of those who give a port the name that a rule asks for, and the protocol that it must be
+/// of; `None`: any.
+type PortName = (MarkId, Option<Protocol>);
 
 /// What a rule set is made of. All endpoints with the same share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -268,7 +275,7 @@ struct SetRule {
     /// Whether it is for every peer.
     any: bool,
     spans: Option<Vec<Span>>,
-    names: Vec<(MarkId, Option<Protocol>)>,
+    names: Vec<PortName>,
 }
 
 impl RuleSet {
@@ -351,13 +358,15 @@ impl RuleSet {
         let ports = key.ports.iter().map(|(mark, ..)| mark);
         let places = key.marks.iter().chain(ports);
         let places = places.filter_map(|mark| self.by_mark.get(mark));
-        let rules: BTreeSet<usize> = places.flatten().copied().collect();
-        let names = rules.iter().flat_map(|place| &self.rules[*place].names);
-        let names: BTreeSet<_> = names.map(|(mark, _)| *mark).collect();
-        let ports = key.ports.iter().filter(|(mark, ..)| names.contains(mark));
+        let mut rules: Vec<usize> = places.flatten().copied().collect();
+        rules.sort_unstable();
+        rules.dedup();
+        let names = || rules.iter().flat_map(|place| &self.rules[*place].names);
+        let ports = key.ports.iter();
+        let ports = ports.filter(|(mark, ..)| names().any(|(name, _)| name == mark));
         Signature {
             ports: ports.copied().collect(),
-            rules: rules.into_iter().collect(),
+            rules,
         }
     }
 
@@ -374,7 +383,7 @@ impl RuleSet {
 
 impl CompiledRule {
     /// The ports whose numbers are known, and the names that each peer has a number for.
-    fn resolve(&self, own: &[NamedPort]) -> (Option<Vec<Span>>, Vec<(MarkId, Option<Protocol>)>) {
+    fn resolve(&self, own: &[NamedPort]) -> (Option<Vec<Span>>, Vec<PortName>) {
         let Some(ports) = &self.ports else {
             return (None, Vec::new());
         };

@@ -1,9 +1,16 @@
 //! What the tables of policies should say, and in what that has changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use lb_common::policy::{
-    CLOSED, MAX_IDENTITIES, MAX_PEERS, MAX_RULES, OPEN, PeerKey, Rule, RuleKey,
+use lb_common::{
+    address::from_ip,
+    policy::{
+        CLOSED, MAX_IDENTITIES, MAX_PEERS, MAX_RULES, NO_IDENTITY, NO_RULE, OPEN, PeerKey, Rule,
+        RuleKey,
+    },
 };
 
 use crate::{compile::Range, world::ObjectKey};
@@ -63,6 +70,43 @@ pub struct Tables {
     pub endpoints: BTreeMap<ObjectKey, RuleSets>,
 }
 
+impl Tables {
+    /// The rule by which the packet path judges the first packet of a flow between an endpoint and a
+    /// peer; `None` where nothing passes for want of one, or of a rule set.
+    pub fn rule(&self, rule_set: u32, peer: IpAddr, protocol: u8, port: u16) -> Option<Rule> {
+        if rule_set == OPEN {
+            return Some(Rule {
+                rule: NO_RULE,
+                audited_rule: NO_RULE,
+                allow: 1,
+                audited_allow: 1,
+                _pad: [0; 2],
+            });
+        }
+        let identity = self.identity(peer);
+        let class = self.peers.get(&PeerKey { rule_set, identity });
+        let class = class.copied().unwrap_or(rule_set);
+        let of_ports = (0..=16).rev().map(|length| {
+            let mask = u16::MAX.checked_shl(16 - length).unwrap_or(0);
+            let key = RuleKey::new(class, protocol, port & mask);
+            (key, RuleKey::PROTOCOL_BITS + length)
+        });
+        let everything = (RuleKey::new(class, 0, 0), RuleKey::CLASS_BITS);
+        let mut keys = of_ports.chain([everything]);
+        keys.find_map(|(key, bits)| self.rules.get(&RuleEntry { key, bits }).copied())
+    }
+
+    fn identity(&self, address: IpAddr) -> u32 {
+        let address = from_ip(address);
+        let found = (0..=128).rev().find_map(|bits| {
+            let mask = Range { address, bits }.cidr().mask;
+            let address = address.masked(&mask);
+            self.identities.get(&Range { address, bits }).copied()
+        });
+        found.unwrap_or(NO_IDENTITY)
+    }
+}
+
 /// In what the tables have changed, by when that may be written.
 ///
 /// What is new in `rules` and `peers` is for numbers that nothing leads to yet; also for those that
@@ -120,10 +164,7 @@ fn missing<K: Ord + Copy, V: PartialEq + Copy>(
     missing.map(|(key, value)| (*key, *value)).collect()
 }
 
-fn absent_keys<K: Ord + Copy, V>(
-    actual: &BTreeMap<K, V>,
-    wanted: &BTreeMap<K, V>,
-) -> BTreeSet<K> {
+fn absent_keys<K: Ord + Copy, V>(actual: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> BTreeSet<K> {
     let absent = actual.keys().filter(|key| !wanted.contains_key(key));
     absent.copied().collect()
 }

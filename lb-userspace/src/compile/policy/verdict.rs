@@ -64,13 +64,12 @@ impl Entry {
 /// precedence, give it.
 pub fn entries(claims: &[Claim], isolation: Isolation) -> Vec<Entry> {
     let enforced = settle(claims.iter().filter(|it| !it.audited), isolation.enforced);
-    let audited = if claims.iter().any(|claim| claim.audited)
-        || isolation.audited != isolation.enforced
-    {
-        settle(claims.iter(), isolation.audited)
-    } else {
-        enforced.clone()
-    };
+    let audited =
+        if claims.iter().any(|claim| claim.audited) || isolation.audited != isolation.enforced {
+            settle(claims.iter(), isolation.audited)
+        } else {
+            enforced.clone()
+        };
     let segments: Vec<_> = (0..SPACES)
         .map(|space| overlay(&enforced.0[space], &audited.0[space]))
         .collect();
@@ -140,7 +139,10 @@ impl Undecided {
         let before = undecided.range(..first).next_back();
         let begin = before.filter(|(_, end)| **end >= first).map(|(a, _)| *a);
         let begin = begin.unwrap_or(first);
-        let hit: Vec<_> = undecided.range(begin..=last).map(|(a, b)| (*a, *b)).collect();
+        let hit: Vec<_> = undecided
+            .range(begin..=last)
+            .map(|(a, b)| (*a, *b))
+            .collect();
         for (a, b) in hit {
             undecided.remove(&a);
             if a < first {
@@ -310,7 +312,10 @@ mod tests {
             let mask = u16::MAX.checked_shl(16 - port_bits).unwrap_or(0);
             of_protocol && entry.port == port & mask
         });
-        matching.max_by_key(|entry| entry.bits).expect("an entry").rule
+        matching
+            .max_by_key(|entry| entry.bits)
+            .expect("an entry")
+            .rule
     }
 
     /// What the claims say of one packet, asked one after the other.
@@ -322,7 +327,11 @@ mod tests {
                 })
             })
         };
-        let first = |tier| claims.iter().find(|claim| claim.tier == tier && matches(claim));
+        let first = |tier| {
+            claims
+                .iter()
+                .find(|claim| claim.tier == tier && matches(claim))
+        };
         match first(Tier::Admin).map(|claim| (claim.rule, claim.action)) {
             Some((rule, Action::Accept)) => return (rule, true),
             Some((rule, Action::Deny)) => return (rule, false),

@@ -55,6 +55,13 @@ impl Directory {
             .unwrap_or_default())
     }
 
+    /// All that the directory at `path` says as it is now, settled or not, to the agent of `node`.
+    pub fn read(path: &Path, node: &str) -> io::Result<Vec<Change>> {
+        let mut directory = Self::new(path, node);
+        directory.seen = Some(stamps(path)?);
+        Ok(directory.look())
+    }
+
     /// Looks once and returns what has changed.
     pub fn look(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();

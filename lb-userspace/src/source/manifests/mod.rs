@@ -49,6 +49,12 @@ impl Manifests {
         logged(batches.flat_map(stream::iter))
     }
 
+    /// All that the directory says as it is now, to the agent of `node`.
+    pub fn read(&self, node: &str) -> anyhow::Result<Vec<Change>> {
+        Directory::read(&self.path, node)
+            .with_context(|| format!("read the manifests in {}", self.path.display()))
+    }
+
     /// The names of the Nodes in the directory as it is now.
     pub fn node_names(&self) -> anyhow::Result<Vec<String>> {
         Directory::node_names(&self.path)

@@ -370,25 +370,74 @@ mod tests {
         let all = json!({"namespaces": {}});
         let tcp = |port: Value| json!([{"tcp": port}]);
         for (direction, peers, protocols, problem) in [
-            ("egress", json!([all, {"domainNames": ["*.example.org"]}]), json!(null),
-             "`domainNames` peers are not known"),
-            ("egress", json!([{}]), json!(null), "a peer that says nothing"),
+            (
+                "egress",
+                json!([all, {"domainNames": ["*.example.org"]}]),
+                json!(null),
+                "`domainNames` peers are not known",
+            ),
+            (
+                "egress",
+                json!([{}]),
+                json!(null),
+                "a peer that says nothing",
+            ),
             ("egress", json!([]), json!(null), "no peers"),
-            ("egress", json!([{"networks": ["10.0.0.0"]}]), json!(null),
-             "`10.0.0.0` is not a network"),
-            ("ingress", json!([{"networks": ["10.0.0.0/8"]}]), json!(null),
-             "`networks` peers are not known"),
-            ("ingress", json!([{"nodes": {}}]), json!(null), "`nodes` peers are not known"),
-            ("ingress", json!([{"namespaces": {}, "pods": {}}]), json!(null),
-             "a peer that is both `namespaces` and `pods`"),
+            (
+                "egress",
+                json!([{"networks": ["10.0.0.0"]}]),
+                json!(null),
+                "`10.0.0.0` is not a network",
+            ),
+            (
+                "ingress",
+                json!([{"networks": ["10.0.0.0/8"]}]),
+                json!(null),
+                "`networks` peers are not known",
+            ),
+            (
+                "ingress",
+                json!([{"nodes": {}}]),
+                json!(null),
+                "`nodes` peers are not known",
+            ),
+            (
+                "ingress",
+                json!([{"namespaces": {}, "pods": {}}]),
+                json!(null),
+                "a peer that is both `namespaces` and `pods`",
+            ),
             ("ingress", json!([all]), json!([]), "no protocols"),
-            ("ingress", json!([all]), json!([{}]), "a protocol that says nothing"),
-            ("ingress", json!([all]), json!([{"icmp": {}}]), "`icmp` is not a protocol"),
-            ("ingress", json!([all]), tcp(json!({})), "a protocol's match that says nothing"),
-            ("ingress", json!([all]), tcp(json!({"sourcePort": 1})),
-             "`sourcePort` of a protocol is not known"),
-            ("ingress", json!([all]), tcp(json!({"destinationPort": {"number": 0}})),
-             "0 to 0 are no ports"),
+            (
+                "ingress",
+                json!([all]),
+                json!([{}]),
+                "a protocol that says nothing",
+            ),
+            (
+                "ingress",
+                json!([all]),
+                json!([{"icmp": {}}]),
+                "`icmp` is not a protocol",
+            ),
+            (
+                "ingress",
+                json!([all]),
+                tcp(json!({})),
+                "a protocol's match that says nothing",
+            ),
+            (
+                "ingress",
+                json!([all]),
+                tcp(json!({"sourcePort": 1})),
+                "`sourcePort` of a protocol is not known",
+            ),
+            (
+                "ingress",
+                json!([all]),
+                tcp(json!({"destinationPort": {"number": 0}})),
+                "0 to 0 are no ports",
+            ),
         ] {
             let field = if direction == "egress" { "to" } else { "from" };
             for (action, expected, effect) in [

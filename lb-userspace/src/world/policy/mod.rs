@@ -127,6 +127,33 @@ impl Rule {
     }
 }
 
+/// For a person to read.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            action,
+            peers,
+            ports,
+        } = self;
+        let listed = |items: Vec<String>| match items.is_empty() {
+            true => "none".to_owned(),
+            false => items.join(", "),
+        };
+        let peers = match peers {
+            Peers::Any => "any peer".to_owned(),
+            Peers::Of(peers) => listed(peers.iter().map(ToString::to_string).collect()),
+        };
+        let ports = match ports {
+            Ports::Any => "any port".to_owned(),
+            Ports::Of(ports) => {
+                let ports = listed(ports.iter().map(ToString::to_string).collect());
+                format!("ports {ports}")
+            }
+        };
+        write!(f, "{action} {peers}; {ports}")
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {
     Accept,
@@ -153,9 +180,42 @@ pub enum Peers {
 pub enum Peer {
     Pods(PodMatch),
     /// The addresses of a network, those of pods among them, but for those in other networks.
-    Network { cidr: IpNet, except: Vec<IpNet> },
+    Network {
+        cidr: IpNet,
+        except: Vec<IpNet>,
+    },
     /// All addresses of the Nodes that are selected, but those that are pods'.
     Nodes(Selector),
+}
+
+/// For a person to read.
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pods(PodMatch { namespaces, pods }) => {
+                match pods.is_all() {
+                    true => f.write_str("pods")?,
+                    false => write!(f, "pods with {pods}")?,
+                }
+                match namespaces {
+                    NamespaceMatch::Named(name) => write!(f, " of {name}"),
+                    NamespaceMatch::Labelled(labels) if labels.is_all() => {
+                        f.write_str(" of all namespaces")
+                    }
+                    NamespaceMatch::Labelled(labels) => {
+                        write!(f, " of namespaces with {labels}")
+                    }
+                }
+            }
+            Self::Network { cidr, except } if except.is_empty() => cidr.fmt(f),
+            Self::Network { cidr, except } => {
+                let except: Vec<_> = except.iter().map(ToString::to_string).collect();
+                write!(f, "{cidr} but for {}", except.join(" and "))
+            }
+            Self::Nodes(labels) if labels.is_all() => f.write_str("all nodes"),
+            Self::Nodes(labels) => write!(f, "nodes with {labels}"),
+        }
+    }
 }
 
 /// Pods with a network of their own: those on the host's are their node.
@@ -200,4 +260,32 @@ pub enum PortMatch {
         /// `None`: of any protocol.
         protocol: Option<Protocol>,
     },
+}
+
+/// `80-90/TCP`, `dns/UDP`.
+impl fmt::Display for PortMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Numbers {
+                protocol,
+                first: 0,
+                last: u16::MAX,
+            } => protocol.fmt(f),
+            Self::Numbers {
+                protocol,
+                first,
+                last,
+            } if first == last => write!(f, "{first}/{protocol}"),
+            Self::Numbers {
+                protocol,
+                first,
+                last,
+            } => write!(f, "{first}-{last}/{protocol}"),
+            Self::Named {
+                name,
+                protocol: Some(protocol),
+            } => write!(f, "{name}/{protocol}"),
+            Self::Named { name, .. } => f.write_str(name),
+        }
+    }
 }

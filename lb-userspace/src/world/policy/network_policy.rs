@@ -218,8 +218,16 @@ mod tests {
             (json!({"egress": [{}]}), true, true),
             (json!({"policyTypes": []}), true, false),
             (json!({"policyTypes": ["Egress"]}), false, true),
-            (json!({"policyTypes": ["Egress"], "ingress": [{}]}), false, true),
-            (json!({"policyTypes": ["Ingress"], "egress": [{}]}), true, false),
+            (
+                json!({"policyTypes": ["Egress"], "ingress": [{}]}),
+                false,
+                true,
+            ),
+            (
+                json!({"policyTypes": ["Ingress"], "egress": [{}]}),
+                true,
+                false,
+            ),
             (json!({"policyTypes": ["Sideways"]}), true, true),
         ] {
             let (policy, _) = reduced(spec.clone());
@@ -234,7 +242,10 @@ mod tests {
     fn row_3_a_port_without_a_protocol_is_tcp() {
         for (port, expected) in [
             (json!({"port": 80}), (Protocol::Tcp, 80, 80)),
-            (json!({"port": 53, "protocol": "UDP"}), (Protocol::Udp, 53, 53)),
+            (
+                json!({"port": 53, "protocol": "UDP"}),
+                (Protocol::Udp, 53, 53),
+            ),
             (json!({"protocol": "SCTP"}), (Protocol::Sctp, 0, u16::MAX)),
             (json!({"port": 80, "endPort": 90}), (Protocol::Tcp, 80, 90)),
         ] {
@@ -256,7 +267,11 @@ mod tests {
             let (policy, _) = reduced(json!({"ingress": rules}));
             assert!(policy.ingress.isolates && policy.ingress.rules.is_empty());
         }
-        for lists in [json!({}), json!({"from": [], "ports": []}), json!({"from": null})] {
+        for lists in [
+            json!({}),
+            json!({"from": [], "ports": []}),
+            json!({"from": null}),
+        ] {
             let (rule, _) = rule(lists);
             assert_eq!((rule.peers, rule.ports), (Peers::Any, Ports::Any));
         }
@@ -281,7 +296,10 @@ mod tests {
     #[test]
     fn what_the_apiserver_would_not_take_allows_nothing() {
         for (rejected, problem) in [
-            (json!({"from": [{}]}), ": a peer that says nothing: this peer is left out"),
+            (
+                json!({"from": [{}]}),
+                ": a peer that says nothing: this peer is left out",
+            ),
             (
                 json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}),
                 ": an `ipBlock` beside a selector: this peer is left out",
@@ -294,7 +312,10 @@ mod tests {
                 json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["x"]}}]}),
                 ": `x` is not a network: this peer is left out",
             ),
-            (json!({"ports": [{"port": 0}]}), ": `0` is not a port: this port is left out"),
+            (
+                json!({"ports": [{"port": 0}]}),
+                ": `0` is not a port: this port is left out",
+            ),
             (
                 json!({"ports": [{"port": 80, "endPort": 79}]}),
                 ": endPort 79 is less than port 80: this port is left out",
@@ -310,7 +331,8 @@ mod tests {
         ] {
             let (rule, problems) = rule(rejected);
             assert_eq!(problems, [format!("ingress[0]{problem}")]);
-            let nothing = rule.peers == Peers::Of(Vec::new()) || rule.ports == Ports::Of(Vec::new());
+            let nothing =
+                rule.peers == Peers::Of(Vec::new()) || rule.ports == Ports::Of(Vec::new());
             assert!(nothing, "{rule:?}");
         }
     }

@@ -1,0 +1,348 @@
+//! Why a connection is allowed or denied. Pure.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use lb_common::policy::{CLOSED, NO_RULE};
+use serde::Serialize;
+
+use crate::{
+    compile::policy::{LastNumbers, Policies, Sizes},
+    world::{Change, Family, ObjectKey, PolicyDirty, World, policy::Direction},
+};
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Party {
+    Pod(ObjectKey),
+    Address(IpAddr),
+}
+
+impl FromStr for Party {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Address(address.to_canonical()));
+        }
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+        if namespace.is_empty() || name.is_empty() || name.contains('/') {
+            return Err("neither an IP address nor a pod, as NAME or NS/NAME".to_owned());
+        }
+        Ok(Self::Pod(ObjectKey::new(namespace, name)))
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(key) => key.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// The first packet of a flow, after translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The destination's; 0 where the protocol has none.
+    pub port: u16,
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub allowed: bool,
+    /// Why no policy is asked, where none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
+    /// What the pods at both ends say: the source first.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// What the policies of one pod say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    pub pod: String,
+    pub direction: String,
+    pub allowed: bool,
+    /// The rule that says so; `None` where no policy speaks of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// What the verdict would be with audited policies in force.
+    pub audited_allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audited_rule: Option<String>,
+    /// The policies that select the pod, in order of precedence.
+    pub policies: Vec<String>,
+}
+
+/// The addresses of a connection between two parties: the first that are of one family.
+pub fn addresses(
+    world: &World,
+    source: &Party,
+    destination: &Party,
+) -> Result<(IpAddr, IpAddr), String> {
+    let (sources, destinations) = (known(world, source)?, known(world, destination)?);
+    let pairs = sources.iter().flat_map(|source| {
+        let other = destinations.iter();
+        other.map(move |destination| (*source, *destination))
+    });
+    let mut pairs = pairs.filter(|(one, other)| Family::of(*one) == Family::of(*other));
+    let none = || format!("{source} and {destination} have no addresses of one family");
+    pairs.next().ok_or_else(none)
+}
+
+fn known(world: &World, party: &Party) -> Result<Vec<IpAddr>, String> {
+    match party {
+        Party::Address(address) => Ok(vec![*address]),
+        Party::Pod(key) => {
+            let pod = world.pod(key);
+            let pod = pod.ok_or_else(|| format!("there is no pod {key} with its own network"))?;
+            Ok(pod.ips.clone())
+        }
+    }
+}
+
+/// The pod that has an address, and the node it runs on.
+fn pod_at(world: &World, address: IpAddr) -> Option<(&ObjectKey, &str)> {
+    let pods = world.pods().filter(|(_, pod)| pod.ips.contains(&address));
+    let first = pods.min_by_key(|(key, pod)| (pod.terminating, *key));
+    first.map(|(key, pod)| (key, pod.node.as_str()))
+}
+
+/// What all agents together know: every pod is a local one.
+pub fn everywhere(changes: impl IntoIterator<Item = Change>) -> World {
+    let mut world = World::default();
+    for mut change in changes {
+        if let Change::Pod(event) = &mut change
+            && let Some(pod) = event.row_mut().and_then(|row| row.value.as_mut())
+        {
+            pod.local.get_or_insert_default();
+        }
+        world.apply(change);
+    }
+    world
+}
+
+/// What becomes of a packet in the world of [`everywhere`].
+pub fn explain(packet: Packet, world: &World) -> Explanation {
+    let Packet {
+        source,
+        destination,
+        ..
+    } = packet;
+    let mut policies = Policies::new(Sizes::KERNEL, LastNumbers::default());
+    policies.update(world, &PolicyDirty::default());
+    let (sender, receiver) = (pod_at(world, source), pod_at(world, destination));
+    let exempt = match (&sender, &receiver) {
+        _ if source == destination => Some("a pod may always reach itself".to_owned()),
+        (None, None) => Some("neither end is a pod with its own network".to_owned()),
+        (None, Some((pod, node))) => {
+            let node = world.node(node);
+            let own = node.is_some_and(|node| node.all_addresses.contains(&source));
+            own.then(|| format!("{source} is the node of {pod}, which may always reach it"))
+        }
+        (Some(_), _) => None,
+    };
+    let mut verdicts = Vec::new();
+    if exempt.is_none() {
+        let judge = |pod, direction| judge(&policies, pod, direction, packet);
+        verdicts.extend(sender.map(|(pod, _)| judge(pod, Direction::Egress)));
+        verdicts.extend(receiver.map(|(pod, _)| judge(pod, Direction::Ingress)));
+    }
+    Explanation {
+        source,
+        destination,
+        allowed: verdicts.iter().all(|verdict| verdict.allowed),
+        because: exempt,
+        verdicts,
+    }
+}
+
+fn judge(policies: &Policies, pod: &ObjectKey, direction: Direction, packet: Packet) -> Verdict {
+    let tables = policies.tables();
+    let sets = tables.endpoints.get(pod);
+    let (rule_set, peer) = match direction {
+        Direction::Ingress => (sets.map(|sets| sets.ingress), packet.source),
+        Direction::Egress => (sets.map(|sets| sets.egress), packet.destination),
+    };
+    let rule_set = rule_set.unwrap_or(CLOSED);
+    let rule = tables.rule(rule_set, peer, packet.protocol, packet.port);
+    let named = |number: u32| match number {
+        NO_RULE => None,
+        number => policies.rule_name(number).map(ToString::to_string),
+    };
+    let selecting = policies.policies_of(rule_set);
+    Verdict {
+        pod: pod.to_string(),
+        direction: direction.to_string(),
+        allowed: rule.is_some_and(|rule| rule.allow == 1),
+        rule: rule.and_then(|rule| named(rule.rule)),
+        audited_allowed: rule.is_some_and(|rule| rule.audited_allow == 1),
+        audited_rule: rule.and_then(|rule| named(rule.audited_rule)),
+        policies: selecting.map(ToString::to_string).collect(),
+    }
+}
+
+/// For a person to read.
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |allowed| if allowed { "allowed" } else { "denied" };
+        let Self {
+            source,
+            destination,
+            allowed,
+            because,
+            verdicts,
+        } = self;
+        write!(f, "{source} to {destination}: {}", word(*allowed))?;
+        if let Some(because) = because {
+            write!(f, ": {because}")?;
+        }
+        for verdict in verdicts {
+            let by = |rule: &Option<String>| match rule {
+                Some(rule) => format!("by {rule}"),
+                None => "as no policy speaks of it".to_owned(),
+            };
+            let Verdict { pod, direction, .. } = verdict;
+            let (allowed, rule) = (word(verdict.allowed), by(&verdict.rule));
+            write!(f, "\n  {direction} of {pod}: {allowed} {rule}")?;
+            if (verdict.audited_allowed, &verdict.audited_rule) != (verdict.allowed, &verdict.rule)
+            {
+                let (allowed, rule) = (word(verdict.audited_allowed), by(&verdict.audited_rule));
+                write!(f, "\n    with audited policies: {allowed} {rule}")?;
+            }
+            for policy in &verdict.policies {
+                write!(f, "\n    selected by {policy}")?;
+            }
+        }
+        writeln!(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::source::manifests::Manifests;
+
+    const MANIFESTS: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop, labels: {app: cart}}
+spec: {nodeName: n1, containers: []}
+status: {podIPs: [{ip: 'fd00::1'}, {ip: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: pay, namespace: shop, labels: {app: pay}}
+spec: {nodeName: n2, containers: []}
+status: {podIPs: [{ip: 10.0.0.2}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: pay, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: pay}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: cart}}}], ports: [{port: 80}]}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: quiet, annotations: {lb.io/policy-audit: 'true'}}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  egress: [{action: Deny, to: [{networks: [10.0.0.0/8]}]}]
+";
+
+    fn explained(source: &str, destination: &str, port: u16) -> String {
+        let disk = TempDir::new().expect("a directory");
+        fs::write(disk.path().join("all.yaml"), MANIFESTS).expect("a file");
+        let manifests = Manifests::open(disk.path()).expect("a directory");
+        let world = everywhere(manifests.read("").expect("manifests"));
+        let [one, other] = [source, destination].map(|text| text.parse().expect("a party"));
+        let (source, destination) = match addresses(&world, &one, &other) {
+            Ok(addresses) => addresses,
+            Err(error) => return error,
+        };
+        let packet = Packet {
+            source,
+            destination,
+            protocol: 6,
+            port,
+        };
+        explain(packet, &world).to_string()
+    }
+
+    #[test]
+    fn both_ends_are_explained() {
+        assert_eq!(
+            explained("shop/cart", "shop/pay", 80),
+            "10.0.0.1 to 10.0.0.2: allowed
+  egress of shop/cart: allowed as no policy speaks of it
+    with audited policies: denied by ClusterNetworkPolicy quiet egress rule 0
+    selected by ClusterNetworkPolicy quiet
+  ingress of shop/pay: allowed by NetworkPolicy shop/pay ingress rule 0
+    selected by NetworkPolicy shop/pay
+"
+        );
+        assert_eq!(
+            explained("192.168.0.1", "shop/pay", 80),
+            "192.168.0.1 to 10.0.0.2: denied
+  ingress of shop/pay: denied by NetworkPolicy shop/pay isolates for ingress, no rule matches
+    selected by NetworkPolicy shop/pay
+"
+        );
+    }
+
+    #[test]
+    fn what_no_policy_is_asked_about_is_told() {
+        for (source, destination, told) in [
+            (
+                "fd00::9",
+                "shop/pay",
+                "fd00::9 and shop/pay have no addresses of one family",
+            ),
+            (
+                "shop/cart",
+                "shop/cart",
+                "fd00::1 to fd00::1: allowed: a pod may always reach itself\n",
+            ),
+            (
+                "8.8.8.8",
+                "192.168.0.1",
+                "8.8.8.8 to 192.168.0.1: allowed: neither end is a pod with its own network\n",
+            ),
+            (
+                "shop/none",
+                "shop/pay",
+                "there is no pod shop/none with its own network",
+            ),
+            (
+                "192.168.0.1",
+                "10.0.0.1",
+                "192.168.0.1 to 10.0.0.1: allowed: 192.168.0.1 is the node of shop/cart, \
+                 which may always reach it\n",
+            ),
+        ] {
+            assert_eq!(explained(source, destination, 80), told);
+        }
+    }
+}
