@@ -17,7 +17,7 @@ use lb_common::{
     endpoint::{Endpoint, WIRE},
     flow::{Direction, Flow, FlowKey, Tuple},
     headers::UDP,
-    policy::{CLOSED, OPEN, PeerKey, Rule, RuleKey},
+    policy::{CLOSED, OPEN, PeerKey, Rule, RuleKey, peer_epoch},
     service::{FrontendKey, FrontendKind},
 };
 use nix::{
@@ -319,7 +319,7 @@ fn tables_of_policies_say_what_was_written() {
         assert!(tables.identities().expect("a reading").is_empty());
         assert!(tables.peers().expect("a reading").is_empty());
         assert!(tables.rules().expect("a reading").is_empty());
-        tables.bump_peer(&address).expect("a write");
+        tables.bump_peers(peer_epoch(&address)).expect("a write");
     });
 }
 

@@ -14,7 +14,7 @@ use crate::{
     compile::{
         Range,
         policy::{
-            Changes, LastNumbers, Policies as Compiled, RuleEntry, RuleName, RuleSets, Sizes,
+            Changes, LastNumbers, Policies as Compiled, RuleEntry, RuleSets, Sizes,
             Tables as Desired,
         },
     },
@@ -191,11 +191,6 @@ impl Policies {
     /// The pods that nothing may pass because their rules do not fit.
     pub fn closed(&self) -> impl Iterator<Item = &ObjectKey> {
         self.compiled.iter().flat_map(Compiled::closed)
-    }
-
-    /// What the numbers of rules stand for.
-    pub fn rule_names(&self) -> impl Iterator<Item = (u32, &RuleName)> {
-        self.compiled.iter().flat_map(Compiled::rule_names)
     }
 }
 
