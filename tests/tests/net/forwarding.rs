@@ -137,7 +137,7 @@ fn options(scene: &Outside) -> Result<()> {
 }
 
 /// A UDP packet with its IP header. Only IPv4 has options.
-fn packet(from: SocketAddr, to: SocketAddr, options: &[u8], payload: &[u8]) -> Result<Vec<u8>> {
+pub fn packet(from: SocketAddr, to: SocketAddr, options: &[u8], payload: &[u8]) -> Result<Vec<u8>> {
     let ip = match (from, to) {
         (SocketAddr::V4(from), SocketAddr::V4(to)) => {
             let header = Ipv4Header {
@@ -167,7 +167,7 @@ fn packet(from: SocketAddr, to: SocketAddr, options: &[u8], payload: &[u8]) -> R
 }
 
 /// Sends a packet as it is, to where the route to `to` leads.
-fn send_raw(packet: &[u8], to: SocketAddr) -> Result<()> {
+pub fn send_raw(packet: &[u8], to: SocketAddr) -> Result<()> {
     let family = match to {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,

@@ -5,6 +5,7 @@ mod cleanup;
 mod connections;
 mod cycles;
 mod devices;
+mod enforcement;
 mod errors;
 mod flows;
 mod forwarding;
@@ -53,6 +54,7 @@ fn main() -> Result<ExitCode> {
     trials.extend(restart::trials());
     trials.extend(cleanup::trials());
     trials.extend(devices::trials());
+    trials.extend(enforcement::trials());
     trials.extend(surface::trials());
     trials.extend(sockets::trials());
     trials.extend(kube_proxy::trials());

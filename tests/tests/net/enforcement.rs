@@ -1,0 +1,391 @@
+//! Who may talk to whom: policies on real connections, from a pod's first packet on.
+
+use std::{
+    io::Write as _,
+    net::{IpAddr, SocketAddr},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::sandbox::{
+    Client, Conversation, Family, Node, Pod, Protocol, program, public_ip, until,
+};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::{net::UdpSocket, time::timeout};
+
+use crate::{
+    forwarding::{packet, send_raw},
+    trial,
+    world::{Shape, TARGET, World, frontend, service},
+};
+
+const FILE: &str = "policies.yaml";
+/// How long nothing is heard from who is not let through.
+const SILENCE: Duration = Duration::from_millis(400);
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials: Vec<_> = Shape::all()
+        .map(|shape| {
+            let name = format!("policies decide who talks to whom {}", shape.name());
+            trial(name, move || decide(shape))
+        })
+        .collect();
+    trials.extend([
+        trial("a policy ends a connection, and gives it back", again),
+        trial("policies stay in force without an agent", without_agent),
+        trial("a pod may only send from its own addresses", spoofed),
+        trial("a pod starts once it is guarded", plugin),
+        trial("no pod starts without an agent", plugin_alone),
+        trial("an audited policy lets everything through", audited),
+    ]);
+    trials
+}
+
+/// A NetworkPolicy of the pods of an app.
+fn policy(name: &str, app: &str, spec: &Value) -> Value {
+    let mut policy = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": spec,
+    });
+    policy["spec"]["podSelector"] = json!({ "matchLabels": { "app": app } });
+    policy
+}
+
+fn closed(app: &str) -> Value {
+    policy("closed", app, &json!({ "policyTypes": ["Ingress"] }))
+}
+
+/// Lets one app reach another on the port that its servers listen on, not on that of their Services.
+fn admits(app: &str, from: &str) -> Value {
+    let ports = ["TCP", "UDP"].map(|protocol| json!({ "protocol": protocol, "port": TARGET }));
+    let from = json!([{ "podSelector": { "matchLabels": { "app": from } } }]);
+    let ingress = json!([{ "from": from, "ports": ports }]);
+    let spec = json!({ "policyTypes": ["Ingress"], "ingress": ingress });
+    policy("admits", app, &spec)
+}
+
+/// Lets an app reach one other and nobody else.
+fn confines(app: &str, to: &str) -> Value {
+    let to = json!([{ "podSelector": { "matchLabels": { "app": to } } }]);
+    let spec = json!({ "policyTypes": ["Egress"], "egress": [{ "to": to }] });
+    policy("confines", app, &spec)
+}
+
+/// Whether somebody answers a client at once.
+fn answers(client: Client, protocol: Protocol, to: SocketAddr) -> bool {
+    let from = client.from(to);
+    let ask = async move { Conversation::open_at(from, protocol, to).await?.ask().await };
+    let asked = client.run(async move { timeout(SILENCE, ask).await });
+    matches!(asked, Ok(Ok(_)))
+}
+
+/// Makes these all policies there are.
+fn write(world: &World, policies: &[Value]) -> Result<()> {
+    match policies {
+        [] => world.manifests.remove(FILE),
+        policies => world.manifests.write(FILE, policies),
+    }
+}
+
+/// Waits until a client is answered, or is not any more.
+fn wait_until(client: Client, to: SocketAddr, answered: bool) -> Result<()> {
+    let what = format!("{to} answers: {answered}");
+    until(&what, || {
+        let is = answers(client, Protocol::Tcp, to);
+        Ok((is == answered).then_some(()))
+    })
+}
+
+/// A world with a Service of `far`.
+fn world(shape: Shape) -> Result<World> {
+    let world = World::serving(shape, &[])?;
+    world.program(&service("web", 10).endpoint(world.pod("far")))?;
+    Ok(world)
+}
+
+/// The ways to a server on the pod `far`: its own address, and its Service.
+fn ways(world: &World, family: Family) -> [SocketAddr; 2] {
+    let pod = SocketAddr::new(world.pod("far").address(family), TARGET);
+    let web = service("web", 10).endpoint(world.pod("far"));
+    [pod, frontend(&web, family)]
+}
+
+/// Says of each pod whether `far` answers it, by all ways.
+fn ensure_reach(world: &World, expected: &[(&str, bool)]) -> Result<()> {
+    for family in Family::BOTH {
+        for (name, answered) in expected {
+            for protocol in Protocol::BOTH {
+                for to in ways(world, family) {
+                    let is = answers(world.pod(name).client(), protocol, to);
+                    let protocol = protocol.name();
+                    ensure!(is == *answered, "{name} to {to}/{protocol}: answered {is}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn decide(shape: Shape) -> Result<()> {
+    let world = world(shape)?;
+    let client = world.client().client();
+    let [far, _] = ways(&world, Family::V4);
+    let enact = |policies: &[Value], answered| {
+        write(&world, policies)?;
+        wait_until(client, far, answered)
+    };
+    ensure_reach(&world, &[("client", true), ("other", true)])?;
+
+    enact(&[closed("far")], false)?;
+    ensure_reach(
+        &world,
+        &[("client", false), ("other", false), ("peer", false)],
+    )?;
+    // The node itself probes its pods, and what the pod asks for is answered.
+    let node = world.sandbox.nodes().last().context("a node")?;
+    for family in Family::BOTH {
+        let [far, _] = ways(&world, family);
+        let near = SocketAddr::new(world.pod("near").address(family), TARGET);
+        for protocol in Protocol::BOTH {
+            ensure!(answers(node.client(), protocol, far), "the node to {far}");
+            let asked = answers(world.pod("far").client(), protocol, near);
+            ensure!(asked, "far to {near}");
+        }
+    }
+
+    enact(&[closed("far"), admits("far", "client")], true)?;
+    ensure_reach(
+        &world,
+        &[("client", true), ("other", false), ("peer", false)],
+    )?;
+
+    let policies = [admits("far", "client"), confines("client", "near")];
+    enact(&policies, false)?;
+    ensure_reach(&world, &[("client", false), ("other", false)])?;
+    let near = SocketAddr::new(world.pod("near").address(Family::V6), TARGET);
+    ensure!(answers(client, Protocol::Udp, near), "client to {near}");
+
+    enact(&[], true)?;
+    ensure_reach(&world, &[("client", true), ("other", true), ("peer", true)])
+}
+
+/// What was allowed once is not allowed for ever, nor lost for ever.
+fn again() -> Result<()> {
+    let world = world(Shape::PLAIN)?;
+    let client = world.client();
+    for family in Family::BOTH {
+        for to in ways(&world, family) {
+            let mut open = client.client().open(Protocol::Udp, to)?;
+            let heard = client.run(async move { open.ask().await.map(|_| open) });
+            let mut open = heard?;
+            write(&world, &[closed("far")])?;
+            wait_until(client.client(), to, false)?;
+            let (still, mut open) = client.run(async move {
+                let heard = timeout(SILENCE, open.ask()).await;
+                (matches!(heard, Ok(Ok(_))), open)
+            });
+            ensure!(!still, "a flow from before the policy goes on to {to}");
+            write(&world, &[])?;
+            wait_until(client.client(), to, true)?;
+            let heard = client.run(async move { open.ask().await });
+            heard.with_context(|| format!("{to} does not answer any more"))?;
+        }
+    }
+    Ok(())
+}
+
+/// No packet passes while the agent is away, and while the next one starts.
+fn without_agent() -> Result<()> {
+    let mut world = world(Shape::PLAIN)?;
+    let policies = [closed("far"), admits("far", "client")];
+    write(&world, &policies)?;
+    let [far, _] = ways(&world, Family::V4);
+    wait_until(world.pod("other").client(), far, false)?;
+    let expected = [("client", true), ("other", false)];
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        for agent in &mut world.agents {
+            agent.end(signal)?;
+        }
+        ensure_reach(&world, &expected)?;
+        world.start_agents()?;
+        for _ in 0..3 {
+            ensure_reach(&world, &expected)?;
+        }
+    }
+    // The new agent knows what the old one wrote, and what has changed since.
+    write(&world, &policies[..1])?;
+    wait_until(world.client().client(), far, false)?;
+    write(&world, &[])?;
+    wait_until(world.pod("other").client(), far, true)
+}
+
+/// Neither as another pod, nor as its node, nor as somebody outside.
+fn spoofed() -> Result<()> {
+    const TRAP: u16 = 9_400;
+
+    let world = world(Shape::PLAIN)?;
+    let (liar, victim) = (world.client(), world.pod("near"));
+    for (number, family) in (0..).zip(Family::BOTH) {
+        let own = liar.address(family);
+        let trap = SocketAddr::new(victim.address(family), TRAP + number);
+        let ear = victim.run(UdpSocket::bind(trap))?;
+        let node = &world.sandbox.nodes()[0];
+        let others = [
+            world.pod("other").address(family),
+            node.addresses().get(family),
+            node.gateway().get(family),
+            public_ip(1).get(family),
+        ];
+        for (source, heard) in others
+            .map(|other| (other, false))
+            .into_iter()
+            .chain([(own, true)])
+        {
+            let packet = packet(SocketAddr::new(source, 4_800), trap, &[], b"boo\n")?;
+            liar.run(async move { send_raw(&packet, trap) })?;
+            let mut datagram = [0; 16];
+            let listen = async { timeout(SILENCE, ear.recv(&mut datagram)).await };
+            let is = victim.namespace().wait(listen).is_ok();
+            ensure!(is == heard, "a packet from {source}: heard {is}");
+        }
+    }
+    Ok(())
+}
+
+/// The verdict of audited policies is told, not enforced.
+fn audited() -> Result<()> {
+    let world = world(Shape::PLAIN)?;
+    let [far, _] = ways(&world, Family::V4);
+    let mut policy = closed("far");
+    write(&world, &[policy.clone()])?;
+    wait_until(world.client().client(), far, false)?;
+    policy["metadata"]["annotations"] = json!({ "lb.io/policy-audit": "true" });
+    write(&world, &[policy])?;
+    wait_until(world.client().client(), far, true)?;
+    ensure_reach(&world, &[("client", true), ("other", true)])
+}
+
+/// What a container runtime hears from the plugin, and how long that took.
+struct Answer {
+    well: bool,
+    said: Value,
+    took: Duration,
+}
+
+/// Calls the plugin as a container runtime does.
+fn call(node: &Node, command: &str, pod: &str, addresses: &[IpAddr]) -> Result<Answer> {
+    let ips: Vec<_> = addresses
+        .iter()
+        .map(|ip| json!({ "address": format!("{ip}/{}", if ip.is_ipv4() { 24 } else { 64 }) }))
+        .collect();
+    let config = json!({
+        "cniVersion": "1.1.0",
+        "name": "pods",
+        "type": "lb",
+        "socket": node.socket(),
+        "prevResult": { "cniVersion": "1.1.0", "ips": ips },
+    });
+    let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}");
+    let mut plugin = Command::new(program()?);
+    plugin
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", pod)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_NETNS", "/run/netns/pod")
+        .env("CNI_ARGS", args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let started = Instant::now();
+    let mut plugin = node.namespace().start(plugin).context("start the plugin")?;
+    let mut stdin = plugin.stdin.take().context("no stdin")?;
+    stdin.write_all(config.to_string().as_bytes())?;
+    drop(stdin);
+    let output = plugin.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let said = match said.trim() {
+        "" => Value::Null,
+        said => serde_json::from_str(said).with_context(|| said.to_owned())?,
+    };
+    Ok(Answer {
+        well: output.status.success(),
+        said,
+        took: started.elapsed(),
+    })
+}
+
+/// The plugin returns when the pod's interface carries our programs and the pod's policy, although
+/// the Pod object does not say the pod's addresses yet.
+fn plugin() -> Result<()> {
+    let mut world = world(Shape::PLAIN)?;
+    let open = policy(
+        "confines-late",
+        "late",
+        &json!({ "policyTypes": ["Egress", "Ingress"] }),
+    );
+    write(&world, &[open])?;
+    for round in 0..3 {
+        let name = format!("late-{round}");
+        world.sandbox.add_pod(&name, 1)?;
+        let objects = world.sandbox.objects();
+        let of_pod = |object: &&mut Value| object["metadata"]["name"] == name.as_str();
+        let mut objects = objects;
+        let pod = objects.iter_mut().find(of_pod).context("a Pod")?;
+        pod["status"] = json!({ "phase": "Pending" });
+        world.manifests.write("objects.yaml", &objects)?;
+
+        let node = &world.sandbox.nodes()[0];
+        let pod = world.pod(&name);
+        let addresses = pod.addresses().each();
+        let Answer { well, said, took } = call(node, "ADD", &name, &addresses)?;
+        ensure!(well, "after {took:?}: {said}");
+        ensure!(
+            said["ips"].as_array().is_some_and(|ips| ips.len() == 2),
+            "{said}"
+        );
+        ensure_confined(&world, pod)?;
+        ensure!(
+            call(node, "CHECK", &name, &addresses)?.well,
+            "the check fails"
+        );
+        ensure!(
+            call(node, "DEL", &name, &addresses)?.well,
+            "the pod cannot go"
+        );
+    }
+    let node = &world.sandbox.nodes()[0];
+    ensure!(call(node, "STATUS", "", &[])?.well, "no pod could be added");
+    let unknown = call(node, "CHECK", "nobody", &world.client().addresses().each())?;
+    ensure!(unknown.said["code"] == 11, "{}", unknown.said);
+    Ok(())
+}
+
+fn ensure_confined(world: &World, pod: &Pod) -> Result<()> {
+    for family in Family::BOTH {
+        let near = SocketAddr::new(world.pod("near").address(family), TARGET);
+        let is = answers(pod.client(), Protocol::Tcp, near);
+        ensure!(!is, "{} reaches {near}", pod.name());
+    }
+    Ok(())
+}
+
+fn plugin_alone() -> Result<()> {
+    let world = World::without_agent(Shape::PLAIN)?;
+    let node = &world.sandbox.nodes()[0];
+    let addresses = world.client().addresses().each();
+    for (command, code) in [("ADD", 11), ("CHECK", 11), ("STATUS", 50)] {
+        let Answer { well, said, took } = call(node, command, "client", &addresses)?;
+        ensure!(!well && said["code"] == code, "{command}: {said}");
+        ensure!(took < Duration::from_secs(10), "{command} took {took:?}");
+    }
+    ensure!(
+        call(node, "DEL", "client", &addresses)?.well,
+        "no pod can go"
+    );
+    Ok(())
+}
