@@ -56,8 +56,10 @@ pub fn recall<T: Tables>(tables: &T, session: &AffinityKey, rows: &Rows, now: u6
         ..
     } = *rows;
     let end = list.first + list.count;
-    search(tables, first, (list.first, middle), &had)
-        .or_else(|| search(tables, first, (middle, end), &had))
+    let wanted = rank(&had.address, had.port);
+    tables
+        .search(first, (list.first, middle), wanted)
+        .or_else(|| tables.search(first, (middle, end), wanted))
 }
 
 /// Notes where the client's new connection goes.
@@ -73,15 +75,15 @@ pub fn remember<T: Tables>(
     tables.set_affinity(session, &affinity);
 }
 
-/// Finds a backend among rows that are in order.
-#[inline(never)]
-fn search<T: Tables>(
+/// Finds a backend among rows that are in order: those from `low` to before `high`, counted as in
+/// [`Window`] of the extent at row `first`.
+#[inline(always)]
+pub fn search<T: Tables>(
     tables: &T,
     first: u32,
     (mut low, mut high): (u32, u32),
-    had: &Affinity,
+    wanted: Rank,
 ) -> Option<u32> {
-    let wanted = rank(&had.address, had.port);
     for _ in 0..LOOKS {
         if low >= high {
             return None;
@@ -102,8 +104,10 @@ fn search<T: Tables>(
 }
 
 /// What rows are ordered by: address and port, in numbers that compare as they do.
+pub type Rank = (u64, u64, u16);
+
 #[inline(always)]
-fn rank(address: &Address, port: u16) -> (u64, u64, u16) {
+fn rank(address: &Address, port: u16) -> Rank {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address.bytes;
     (
         u64::from_be_bytes([a, b, c, d, e, f, g, h]),

@@ -2,6 +2,7 @@
 
 use crate::{
     address::Address,
+    affinity::{self, Rank},
     endpoint::{Device, Endpoint},
     enforce::Standing,
     event::{Event, TallyKey},
@@ -59,6 +60,14 @@ pub trait Tables {
     fn in_range(&self, key: &RangeKey) -> bool;
     /// `CIDRS[place]`.
     fn cidr(&self, place: u32) -> Option<Cidr>;
+    /// As [`affinity::search`], which is long: it may be wanted in one place.
+    #[inline(always)]
+    fn search(&self, first: u32, rows: (u32, u32), wanted: Rank) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        affinity::search(self, first, rows, wanted)
+    }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
     /// The ports of a fragmented packet.

@@ -1,5 +1,8 @@
 //! The maps, and the tables that the packet path reads through them.
-#![expect(unsafe_code, reason = "values are copied out of kernel memory")]
+#![expect(
+    unsafe_code,
+    reason = "values are copied out of kernel memory, and a function is named by symbol"
+)]
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
@@ -11,6 +14,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::Address,
+    affinity::{self, Rank},
     budget,
     endpoint::{
         Bucket, Device, DeviceKey, Endpoint, EndpointKey, INTERFACE_BUCKETS, MAX_DEVICES,
@@ -242,6 +246,16 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn search(&self, first: u32, (low, high): (u32, u32), wanted: Rank) -> Option<u32> {
+        let (upper, lower, port) = wanted;
+        let place = u64::from(first) << 32 | u64::from(low);
+        match search_rows(place, high, upper, lower, u32::from(port)) {
+            NO_ROW => None,
+            row => Some(row),
+        }
+    }
+
+    #[inline(always)]
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         // SAFETY: copied at once.
         unsafe { AFFINITY.get(key) }.copied()
@@ -445,6 +459,18 @@ impl Tables for KernelTables {
         // SAFETY: a helper call without arguments.
         unsafe { bpf_get_prandom_u32() }
     }
+}
+
+const NO_ROW: u32 = u32::MAX;
+
+/// [`affinity::search`] in a function of its own to the verifier. It takes no more than five
+/// arguments: `place` is the row of the extent above the place where the search begins.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_rows(place: u64, high: u32, upper: u64, lower: u64, port: u32) -> u32 {
+    let (first, low) = ((place >> 32) as u32, place as u32);
+    let wanted = (upper, lower, port as u16);
+    affinity::search(&KernelTables, first, (low, high), wanted).unwrap_or(NO_ROW)
 }
 
 /// Takes a token out of a budget.
