@@ -78,7 +78,6 @@ macro_rules! blind_stage {
 blind_stage!(judge_flow, judge);
 blind_stage!(record_flow, record);
 blind_stage!(lose_packet, lose);
-blind_stage!(find_frame, find_frame);
 blind_stage!(open_frame, open_frame);
 blind_stage!(record_frame, record_frame);
 
@@ -134,7 +133,6 @@ skb_stages!(
     Ethernet, ETHERNET;
     read: read_ethernet,
     check: check_ethernet,
-    find: find_ethernet,
     open: open_ethernet,
     choose: choose_ethernet,
     send: send_ethernet,
@@ -148,7 +146,6 @@ skb_stages!(
     Ip, 0;
     read: read_ip,
     check: check_ip,
-    find: find_ip,
     open: open_ip,
     choose: choose_ip,
     send: send_ip,
@@ -176,11 +173,6 @@ impl Stages for Xdp {
     #[inline(always)]
     fn check(&mut self) -> Step {
         Step::Pass
-    }
-
-    #[inline(always)]
-    fn find(&mut self) -> Step {
-        Step::of(find_frame())
     }
 
     #[inline(always)]

@@ -206,7 +206,7 @@ fn rows_of_devices_outlive_the_agent() {
         let mut tables = Tables::open(&pins).expect("tables");
         let device = lb_common::endpoint::Device {
             v4: from_ip("172.18.0.2".parse().expect("an address")),
-            v6: lb_common::address::UNSPECIFIED,
+            v6: UNSPECIFIED,
             mtu: 1500,
             ethernet: 1,
             xdp: 0,
