@@ -9,7 +9,7 @@ use crate::{
     checksum::Sum,
     conntrack,
     endpoint::{NO_SLOT, WIRE},
-    enforce::{self, Ruling, Standing},
+    enforce::{self, Standing},
     event,
     flow::{Direction, Flow, Judging, Tuple, Way},
     guard,
@@ -51,16 +51,14 @@ pub enum Step {
     Read = 9,
     /// [`check`].
     Check = 10,
-    /// [`find`].
-    Find = 11,
     /// [`choose`].
-    Choose = 12,
+    Choose = 11,
     /// [`judge`].
-    Judge = 13,
+    Judge = 12,
     /// [`record`].
-    Record = 14,
+    Record = 13,
     /// [`relay`].
-    Relay = 15,
+    Relay = 14,
 }
 
 impl Step {
@@ -78,11 +76,10 @@ impl Step {
             8 => Self::Enter,
             9 => Self::Read,
             10 => Self::Check,
-            11 => Self::Find,
-            12 => Self::Choose,
-            13 => Self::Judge,
-            14 => Self::Record,
-            15 => Self::Relay,
+            11 => Self::Choose,
+            12 => Self::Judge,
+            13 => Self::Record,
+            14 => Self::Relay,
             _ => Self::Pass,
         }
     }
@@ -92,7 +89,6 @@ impl Step {
 pub trait Stages {
     fn read(&mut self) -> Step;
     fn check(&mut self) -> Step;
-    fn find(&mut self) -> Step;
     fn open(&mut self) -> Step;
     fn choose(&mut self) -> Step;
     fn judge(&mut self) -> Step;
@@ -113,9 +109,6 @@ pub fn cross(stages: &mut impl Stages) -> Step {
     }
     if step == Step::Check {
         step = stages.check();
-    }
-    if step == Step::Find {
-        step = stages.find();
     }
     if step == Step::Open {
         step = stages.open();
@@ -162,7 +155,7 @@ pub fn verdict(scratch: &Scratch, step: Step) -> Verdict {
     }
 }
 
-/// Finds whose packet it is, and reads its headers.
+/// Finds whose packet it is and what flow it belongs to.
 #[inline(always)]
 pub fn read<P: Packet, T: Tables>(
     packet: &mut P,
@@ -189,13 +182,12 @@ pub fn read<P: Packet, T: Tables>(
         }
     }
     scratch.opening = false;
-    scratch.ruling = Ruling::NONE;
     scratch.now = tables.now();
     if parse(packet, scratch).is_some() {
         return if direction == Direction::FromPod && scratch.standing.bound {
             Step::Check
         } else {
-            Step::Find
+            find(packet, tables, scratch, direction)
         };
     }
     if packet.gather() {
@@ -239,13 +231,14 @@ fn parse<P: Packet>(packet: &P, scratch: &mut Scratch) -> Option<()> {
     Some(())
 }
 
-/// Looks whether a pod that is bound to its addresses may send the packet.
+/// Looks whether a pod that is bound to its addresses may send the packet, and then what flow it
+/// belongs to.
 #[inline(always)]
 pub fn check<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
-    _direction: Direction,
+    direction: Direction,
 ) -> Step {
     let arp = packet.ethertype() == Some(guard::ARP);
     if arp {
@@ -254,13 +247,13 @@ pub fn check<P: Packet, T: Tables>(
     match guard::objection(packet, tables, scratch) {
         Some(reason) => scratch.drop_for(reason),
         None if arp => Step::Pass,
-        None => Step::Find,
+        None => find(packet, tables, scratch, direction),
     }
 }
 
 /// Finds what flow the packet belongs to.
 #[inline(always)]
-pub fn find<P: Packet, T: Tables>(
+fn find<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
@@ -848,12 +841,11 @@ pub fn read_frame<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mu
         return Step::Pass;
     }
     scratch.now = tables.now();
-    Step::Find
+    find_frame(tables, scratch)
 }
 
-/// As [`find`], for [`read_frame`].
 #[inline(always)]
-pub fn find_frame<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
+fn find_frame<T: Tables>(tables: &T, scratch: &mut Scratch) -> Step {
     let found = conntrack::find(tables, scratch);
     match found {
         Some(table) if !conntrack::starts_afresh(tables, scratch, table) => {
@@ -1007,7 +999,7 @@ macro_rules! inline_stages {
 }
 
 inline_stages!(
-    read, check, find, open, choose, send, quote, relay, answer;
+    read, check, open, choose, send, quote, relay, answer;
     judge, record, lose
 );
 
@@ -1051,6 +1043,6 @@ macro_rules! inline_frame_stages {
 
 inline_frame_stages!(
     read: read_frame, choose: choose_frame, send: send_frame;
-    find: find_frame, open: open_frame, record: record_frame, lose: lose;
+    open: open_frame, record: record_frame, lose: lose;
     check, judge, quote, relay, answer
 );

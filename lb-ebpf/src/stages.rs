@@ -52,7 +52,7 @@ macro_rules! blind_stages {
     };
 }
 
-blind_stages!(judge, record, lose, find_frame, open_frame, record_frame);
+blind_stages!(judge, record, lose, open_frame, record_frame);
 
 /// Expires the flow whose key is in the scratch.
 #[unsafe(no_mangle)]
@@ -118,31 +118,31 @@ macro_rules! skb_hook {
 
 skb_hook!(
     pod_egress, ETHERNET, Direction::FromPod;
-    read, check, find, open, choose, send, quote, relay, answer;
+    read, check, open, choose, send, quote, relay, answer;
 );
 skb_hook!(
     pod_ingress, ETHERNET, Direction::ToPod;
-    read, find, open, choose, send, quote, relay, answer;
+    read, open, choose, send, quote, relay, answer;
     check
 );
 skb_hook!(
     node_ingress, ETHERNET, Direction::FromWire;
-    read, find, open, choose, send, quote, relay, answer;
+    read, open, choose, send, quote, relay, answer;
     check
 );
 skb_hook!(
     node_egress, ETHERNET, Direction::ToWire;
-    read, find, open, choose, send, quote, relay, answer;
+    read, open, choose, send, quote, relay, answer;
     check
 );
 skb_hook!(
     node_ingress_l3, 0, Direction::FromWire;
-    read, find, open, choose, send, quote, relay, answer;
+    read, open, choose, send, quote, relay, answer;
     check
 );
 skb_hook!(
     node_egress_l3, 0, Direction::ToWire;
-    read, find, open, choose, send, quote, relay, answer;
+    read, open, choose, send, quote, relay, answer;
     check
 );
 
@@ -175,11 +175,6 @@ pub mod node_xdp {
         #[inline(always)]
         fn check(&mut self) -> Step {
             Step::Pass
-        }
-
-        #[inline(always)]
-        fn find(&mut self) -> Step {
-            Step::of(find_frame())
         }
 
         #[inline(always)]
