@@ -2,6 +2,7 @@
 //! what policy says of a flow that opens.
 
 use crate::{
+    address::UNSPECIFIED,
     enforce::{self, Ruling},
     flow::Tuple,
     policy::Rule,
@@ -58,6 +59,37 @@ impl Event {
         audited_allow: 0,
         _pad: [0; 3],
     };
+
+    /// The event whose bytes stand in memory so.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let address = |at: usize| {
+            let mut address = UNSPECIFIED;
+            address.bytes.copy_from_slice(&bytes[at..at + 16]);
+            address
+        };
+        let word = |at: usize| {
+            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        let [a, b, c, d, e, f, g, h, ..] = *bytes;
+        Self {
+            time: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            tuple: Tuple {
+                source: address(8),
+                destination: address(24),
+                source_port: half(40),
+                destination_port: half(42),
+            },
+            slot: word(44),
+            rule: word(48),
+            audited_rule: word(52),
+            outcome: half(56),
+            protocol: bytes[58],
+            direction: bytes[59],
+            audited_allow: bytes[60],
+            _pad: [0; 3],
+        }
+    }
 }
 
 /// Key of `TALLIES`: what is counted at an endpoint. The value is how often it happened.
@@ -134,5 +166,59 @@ fn tell<T: Tables>(tables: &T, scratch: &mut Scratch) {
     });
     if !tables.may_report(*now) || !tables.report(event) {
         tables.count_lost_event();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+
+    use super::*;
+    use crate::address::map_v4;
+
+    #[test]
+    fn an_event_survives_the_ring() {
+        let event = Event {
+            time: 0x0102_0304_0506_0708,
+            tuple: Tuple {
+                source: map_v4([10, 0, 0, 1]),
+                destination: map_v4([10, 0, 0, 2]),
+                source_port: 40_000,
+                destination_port: 80,
+            },
+            slot: 5,
+            rule: 6,
+            audited_rule: 7,
+            outcome: 8,
+            protocol: 6,
+            direction: 2,
+            audited_allow: 1,
+            _pad: [0; 3],
+        };
+        let mut bytes = [0; size_of::<Event>()];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        let tuple = offset_of!(Event, tuple);
+        put(offset_of!(Event, time), &event.time.to_ne_bytes());
+        put(tuple + offset_of!(Tuple, source), &event.tuple.source.bytes);
+        put(
+            tuple + offset_of!(Tuple, destination),
+            &event.tuple.destination.bytes,
+        );
+        put(
+            tuple + offset_of!(Tuple, source_port),
+            &40_000_u16.to_ne_bytes(),
+        );
+        put(
+            tuple + offset_of!(Tuple, destination_port),
+            &80_u16.to_ne_bytes(),
+        );
+        put(offset_of!(Event, slot), &5_u32.to_ne_bytes());
+        put(offset_of!(Event, rule), &6_u32.to_ne_bytes());
+        put(offset_of!(Event, audited_rule), &7_u32.to_ne_bytes());
+        put(offset_of!(Event, outcome), &8_u16.to_ne_bytes());
+        put(offset_of!(Event, protocol), &[6]);
+        put(offset_of!(Event, direction), &[2]);
+        put(offset_of!(Event, audited_allow), &[1]);
+        assert_eq!(Event::from_bytes(&bytes), event);
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{cni, names::Names, status::Status};
+use crate::{cni, drops::Drop, names::Names, status::Status};
 
 /// How long a client waits: the agent may be in the middle of a large change.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum Query {
     Status(oneshot::Sender<Status>),
     Names(oneshot::Sender<Names>),
+    Drops(oneshot::Sender<Vec<Drop>>),
     /// What a container runtime asks for; answered when it is done, or why it is not.
     Attachment(cni::Request, oneshot::Sender<Result<(), String>>),
 }
@@ -74,6 +75,10 @@ pub async fn serve(listener: UnixListener, queries: mpsc::Sender<Query>) -> io::
             routing::get(async |state| ask(state, Query::Names).await),
         )
         .route(
+            "/drops",
+            routing::get(async |state| ask(state, Query::Drops).await),
+        )
+        .route(
             "/attachments",
             routing::post(async |state, Json(request)| {
                 ask(state, |answer| Query::Attachment(request, answer)).await
@@ -101,6 +106,11 @@ pub async fn status(socket: &Path) -> Result<Option<Status>> {
 /// The running agent's `Names`; `None` where no agent runs.
 pub async fn names(socket: &Path) -> Result<Option<Names>> {
     fetch(socket, "/names").await
+}
+
+/// What was dropped lately; `None` where no agent runs.
+pub async fn drops(socket: &Path) -> Result<Option<Vec<Drop>>> {
+    fetch(socket, "/drops").await
 }
 
 /// What the running agent answers a container runtime; `None` where no agent runs.

@@ -4,6 +4,7 @@ pub mod api;
 pub mod cli;
 pub mod cni;
 pub mod compile;
+pub mod drops;
 pub mod events;
 pub mod explain;
 pub mod health;

@@ -115,6 +115,7 @@ async fn agent(directory: &Path) -> Result<()> {
             match query {
                 Query::Status(answer) => drop(answer.send(status())),
                 Query::Names(answer) => drop(answer.send(Names::default())),
+                Query::Drops(answer) => drop(answer.send(Vec::new())),
                 Query::Attachment(_, answer) => drop(answer.send(Ok(()))),
             }
         }

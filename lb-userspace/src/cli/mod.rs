@@ -37,8 +37,8 @@ use crate::{
     status::{Agent, Status},
 };
 
-/// A service load balancer for Kubernetes nodes: pods reach ClusterIPs through eBPF programs on
-/// their interfaces.
+/// A service load balancer and NetworkPolicy enforcer for Kubernetes nodes, by eBPF programs on the
+/// interfaces of pods and of the node, and at its processes' sockets.
 #[derive(Debug, Parser)]
 #[command(name = "lb", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -76,6 +76,9 @@ pub enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
+    /// Show what was dropped lately at pods' interfaces, and which policy and rule say so
+    #[command(after_help = DROPS_EXAMPLES)]
+    Drops(View),
     /// Print the kernel's tables, one line per entry, with names
     #[command(after_help = DUMP_EXAMPLES)]
     Dump(View),
@@ -207,6 +210,11 @@ Examples:
   lb service list
   lb service get default/web
   lb service get -n default web -o json";
+
+const DROPS_EXAMPLES: &str = "\
+Examples:
+  lb drops
+  lb drops -o json | jq '.[] | select(.pod.name == \"web-0\") | .rule'";
 
 const DUMP_EXAMPLES: &str = "\
 Examples:
@@ -465,6 +473,7 @@ pub async fn execute(cli: Cli, settings: Value) -> Result<(), Failure> {
         Command::Run(run) => agent::run(*run, settings).await,
         Command::Status(view) => view::status(&view).await,
         Command::Service { command } => view::service(&command).await,
+        Command::Drops(view) => view::drops(&view).await,
         Command::Dump(view) => view::dump(&view).await,
         Command::Policy { command } => policy::answer(&command),
         Command::Explain(question) => explain::answer(&question),

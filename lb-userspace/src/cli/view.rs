@@ -13,7 +13,7 @@ use super::{
     service_key,
 };
 use crate::{
-    api,
+    api, drops,
     kernel::{Attach, Pins, Side, Tables},
     names::Names,
     render::{self, NodeTables},
@@ -47,6 +47,16 @@ pub async fn service(command: &ServiceCommand) -> Result<(), Failure> {
             let service = service.with_context(|| format!("the tables know no service {key}"))?;
             Ok(print(view.output, &service, Service::to_string)?)
         }
+    }
+}
+
+/// `lb drops`.
+pub async fn drops(view: &View) -> Result<(), Failure> {
+    match api::drops(&view.places.socket).await? {
+        Some(drops) => Ok(print(view.output, &drops, |drops| drops::list(drops))?),
+        None => Err(Failure::NotRunning(
+            "the agent is not running: nobody remembers what was dropped".to_owned(),
+        )),
     }
 }
 

@@ -5,6 +5,7 @@ mod barrier;
 mod cleanup;
 mod clsact;
 mod diag;
+mod events;
 mod layout;
 mod load;
 mod mapped;
@@ -23,6 +24,7 @@ pub use self::{
     attach::Attach,
     barrier::Barrier,
     cleanup::cleanup,
+    events::Events,
     load::{OBJECT, Programs, load},
     pins::Pins,
     pod_cgroup::pod_cgroup,

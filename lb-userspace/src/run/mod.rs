@@ -5,6 +5,7 @@ mod devices;
 mod interfaces;
 mod pods;
 mod policies;
+mod recent;
 mod services;
 mod slots;
 mod sockets;
@@ -20,6 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, stream::BoxStream};
+use lb_common::event::Event;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -32,6 +34,7 @@ use self::{
     attachments::{Answer, Attachments},
     interfaces::Interfaces,
     policies::Policies,
+    recent::Recent,
     services::Services,
     sockets::Sockets,
     surface::Surface,
@@ -41,7 +44,7 @@ use crate::{
     api::{self, Query},
     cni::Attachment,
     compile::PortName,
-    kernel::{self, Attach, FlowCounts, Pins, Programs, StaleSockets, Swept, Tables},
+    kernel::{self, Attach, Events, FlowCounts, Pins, Programs, StaleSockets, Swept, Tables},
     links::{self, LinkChange},
     metrics::{Snapshot, without_local},
     names::Names,
@@ -73,6 +76,8 @@ pub struct Config {
 
 /// Changes that are taken in at once, if they are there.
 const DRAIN: usize = 4096;
+/// Between two readings of the ring of events, which has room for those of some seconds.
+const LISTEN: Duration = Duration::from_millis(100);
 /// Between signs of life, and looks for addresses that are missing.
 const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two readings of all insides, and between attempts at what failed.
@@ -114,6 +119,7 @@ pub async fn run(config: Config) -> Result<()> {
     policies.guard(interfaces.pods_mut(), &mut tables)?;
     let sockets = Sockets::start(socket_lb, cgroup_root.clone(), &mut programs, &mut tables)?;
     let stale_sockets = StaleSockets::watch(&pins)?;
+    let mut events = Events::open(&pins)?;
     let names_path = Names::path(&socket);
     let (report, mut reports) = mpsc::channel(16);
     kernel::sweep(&pins, interfaces.slots(), report)?;
@@ -132,6 +138,7 @@ pub async fn run(config: Config) -> Result<()> {
         interfaces,
         attachments: Attachments::default(),
         policies,
+        recent: Recent::default(),
         surface,
         sockets,
         stale_sockets,
@@ -148,9 +155,10 @@ pub async fn run(config: Config) -> Result<()> {
     let mut links = links::watch()?.ready_chunks(DRAIN).boxed();
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let mut listen = interval(LISTEN);
     let mut tick = interval(TICK);
     let mut audit = interval(AUDIT);
-    for timer in [&mut tick, &mut audit] {
+    for timer in [&mut tick, &mut audit, &mut listen] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         timer.tick().await;
     }
@@ -166,6 +174,7 @@ pub async fn run(config: Config) -> Result<()> {
             },
             Some(query) = queries.recv() => agent.answer(query).await,
             Some(report) = reports.recv() => agent.sweep(report),
+            _ = listen.tick() => agent.note(&events.take()),
             () = future::ready(()), if agent.interfaces.pending() => agent.settle().await,
             _ = tick.tick() => agent.tick().await,
             _ = audit.tick() => agent.audit().await,
@@ -211,6 +220,7 @@ struct Agent {
     interfaces: Interfaces,
     attachments: Attachments,
     policies: Policies,
+    recent: Recent,
     surface: Surface,
     sockets: Sockets,
     stale_sockets: StaleSockets,
@@ -445,6 +455,7 @@ impl Agent {
         match query {
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::Names(answer) => drop(answer.send(self.names())),
+            Query::Drops(answer) => drop(answer.send(self.recent.all())),
             Query::Attachment(request, answer) => {
                 let mut attachments = std::mem::take(&mut self.attachments);
                 let changed = attachments.take(request, answer, |asked| self.guarded(asked));
@@ -454,6 +465,18 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Remembers what the programs tell.
+    fn note(&mut self, events: &[Event]) {
+        let Self {
+            recent,
+            world,
+            interfaces,
+            policies,
+            ..
+        } = self;
+        recent.note(events, world, interfaces.pods(), policies);
     }
 
     /// Lets the pods start that are guarded now.

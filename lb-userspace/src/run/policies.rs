@@ -188,6 +188,12 @@ impl Policies {
         })
     }
 
+    /// What the number of a rule stands for.
+    pub fn rule_name(&self, number: u32) -> Option<String> {
+        let compiled = self.compiled.as_ref()?;
+        compiled.rule_name(number).map(ToString::to_string)
+    }
+
     /// The pods that nothing may pass because their rules do not fit.
     pub fn closed(&self) -> impl Iterator<Item = &ObjectKey> {
         self.compiled.iter().flat_map(Compiled::closed)

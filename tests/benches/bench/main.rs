@@ -4,6 +4,7 @@
 mod connect;
 mod forwarding;
 mod measure;
+mod policies;
 mod programs;
 mod tc;
 mod updates;
@@ -22,18 +23,19 @@ use self::measure::Table;
 /// A benchmark, and what it is called.
 type Benchmark = (&'static str, fn() -> Result<Vec<Table>>);
 
-const ALL: [Benchmark; 5] = [
+const ALL: [Benchmark; 6] = [
     ("tc", tc::run),
     ("xdp", xdp::run),
     ("connect", connect::run),
     ("forwarding", forwarding::run),
     ("updates", updates::run),
+    ("policies", policies::run),
 ];
 
 /// Measures what things cost.
 #[derive(Parser)]
 struct Arguments {
-    /// The benchmarks to run, of tc, xdp, connect, forwarding and updates [default: all]
+    /// The benchmarks to run, of tc, xdp, connect, forwarding, updates and policies [default: all]
     names: Vec<String>,
     /// Print JSON
     #[arg(long)]

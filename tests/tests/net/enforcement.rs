@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::sandbox::{
     Client, Conversation, Family, Node, Pod, Protocol, program, public_ip, until,
 };
+use lb_userspace::{drops::Drop, world::ObjectKey};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -146,6 +147,7 @@ fn decide(shape: Shape) -> Result<()> {
         &world,
         &[("client", false), ("other", false), ("peer", false)],
     )?;
+    ensure_named(&world)?;
     // The node itself probes its pods, and what the pod asks for is answered.
     let node = world.sandbox.nodes().last().context("a node")?;
     for family in Family::BOTH {
@@ -172,6 +174,30 @@ fn decide(shape: Shape) -> Result<()> {
 
     enact(&[], true)?;
     ensure_reach(&world, &[("client", true), ("other", true), ("peer", true)])
+}
+
+/// Who was dropped is told by name, and whose rule says so.
+fn ensure_named(world: &World) -> Result<()> {
+    let node = world.sandbox.nodes().last().context("a node")?;
+    let output = node.lb(&["drops", "-o", "json"])?;
+    ensure!(output.status.success(), "lb drops failed");
+    let drops: Vec<Drop> = serde_json::from_slice(&output.stdout)?;
+    let rule = "NetworkPolicy default/closed isolates for ingress, no rule matches";
+    let named =
+        |pod: &Option<ObjectKey>, name: &str| pod.as_ref().is_some_and(|pod| pod.name == name);
+    let found = drops.iter().find(|drop| {
+        named(&drop.pod, "far")
+            && named(&drop.source.pod, "other")
+            && named(&drop.destination.pod, "far")
+            && drop.destination.port == TARGET
+            && drop.rule.as_deref() == Some(rule)
+    });
+    ensure!(
+        found.is_some(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    Ok(())
 }
 
 /// What was allowed once is not allowed for ever, nor lost for ever.

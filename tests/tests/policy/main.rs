@@ -3,5 +3,4 @@
 mod generate;
 mod properties;
 mod rows;
-mod scale;
 mod tables;
