@@ -7,6 +7,7 @@ mod differential;
 mod harness;
 mod objects;
 mod outages;
+mod policies;
 mod services;
 mod surface;
 mod tables;
@@ -38,6 +39,7 @@ fn main() -> Result<ExitCode> {
     let tests = [
         harness::TESTS,
         outages::TESTS,
+        policies::TESTS,
         services::TESTS,
         surface::TESTS,
         traffic::TESTS,
