@@ -20,7 +20,8 @@ use crate::{
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// The benchmarks to run: tc, xdp, connect, forwarding, updates [default: all]
+    /// The benchmarks to run: tc, xdp, connect, forwarding, updates, policies, enforcement [default:
+    /// all]
     names: Vec<String>,
     /// Print JSON
     #[arg(long)]
@@ -52,7 +53,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let mut command = root::command("env");
     let mut path = std::ffi::OsString::from("PATH=");
-    if args.names.is_empty() || args.names.iter().any(|name| name == "updates") {
+    let of_cluster = |name: &String| ["updates", "enforcement"].contains(&name.as_str());
+    if args.names.is_empty() || args.names.iter().any(of_cluster) {
         let plane = std::process::Command::new(program("control-plane")?);
         let (status, folders) = children::output(plane)?;
         if status.success() {

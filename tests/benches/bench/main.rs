@@ -2,6 +2,7 @@
 //! `docs/benchmarks.md` says how to read the numbers.
 
 mod connect;
+mod enforcement;
 mod forwarding;
 mod measure;
 mod policies;
@@ -23,19 +24,21 @@ use self::measure::Table;
 /// A benchmark, and what it is called.
 type Benchmark = (&'static str, fn() -> Result<Vec<Table>>);
 
-const ALL: [Benchmark; 6] = [
+const ALL: [Benchmark; 7] = [
     ("tc", tc::run),
     ("xdp", xdp::run),
     ("connect", connect::run),
     ("forwarding", forwarding::run),
     ("updates", updates::run),
     ("policies", policies::run),
+    ("enforcement", enforcement::run),
 ];
 
 /// Measures what things cost.
 #[derive(Parser)]
 struct Arguments {
-    /// The benchmarks to run, of tc, xdp, connect, forwarding, updates and policies [default: all]
+    /// The benchmarks to run, of tc, xdp, connect, forwarding, updates, policies and
+    /// enforcement [default: all]
     names: Vec<String>,
     /// Print JSON
     #[arg(long)]
