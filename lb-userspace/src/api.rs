@@ -20,7 +20,13 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{cni, drops::Drop, names::Names, status::Status};
+use crate::{
+    cni,
+    drops::Drop,
+    explain::{Explanation, Question},
+    names::Names,
+    status::Status,
+};
 
 /// How long a client waits: the agent may be in the middle of a large change.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,6 +37,7 @@ pub enum Query {
     Status(oneshot::Sender<Status>),
     Names(oneshot::Sender<Names>),
     Drops(oneshot::Sender<Vec<Drop>>),
+    Explain(Question, oneshot::Sender<Result<Explanation, String>>),
     /// What a container runtime asks for; answered when it is done, or why it is not.
     Attachment(cni::Request, oneshot::Sender<Result<(), String>>),
 }
@@ -79,6 +86,12 @@ pub async fn serve(listener: UnixListener, queries: mpsc::Sender<Query>) -> io::
             routing::get(async |state| ask(state, Query::Drops).await),
         )
         .route(
+            "/explain",
+            routing::post(async |state, Json(question)| {
+                ask(state, |answer| Query::Explain(question, answer)).await
+            }),
+        )
+        .route(
             "/attachments",
             routing::post(async |state, Json(request)| {
                 ask(state, |answer| Query::Attachment(request, answer)).await
@@ -111,6 +124,14 @@ pub async fn names(socket: &Path) -> Result<Option<Names>> {
 /// What was dropped lately; `None` where no agent runs.
 pub async fn drops(socket: &Path) -> Result<Option<Vec<Drop>>> {
     fetch(socket, "/drops").await
+}
+
+/// What becomes of a connection, or why that cannot be said; `None` where no agent runs.
+pub async fn explain(
+    socket: &Path,
+    question: &Question,
+) -> Result<Option<Result<Explanation, String>>> {
+    post(socket, "/explain", question).await
 }
 
 /// What the running agent answers a container runtime; `None` where no agent runs.

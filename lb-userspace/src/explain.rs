@@ -2,16 +2,40 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use lb_common::policy::{CLOSED, NO_RULE};
-use serde::Serialize;
+use lb_common::policy::{CLOSED, NO_RULE, Rule};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     compile::policy::{LastNumbers, Policies, Sizes},
     world::{Change, Family, ObjectKey, PolicyDirty, World, policy::Direction},
 };
 
+/// A connection that somebody asks about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    pub source: Party,
+    pub destination: Party,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// As in [`Packet`].
+    pub port: u16,
+}
+
+impl Question {
+    /// The packet that it is about.
+    pub fn packet(&self, world: &World) -> Result<Packet, String> {
+        let (source, destination) = addresses(world, &self.source, &self.destination)?;
+        Ok(Packet {
+            source,
+            destination,
+            protocol: self.protocol,
+            port: self.port,
+        })
+    }
+}
+
 /// One end of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Party {
     Pod(ObjectKey),
     Address(IpAddr),
@@ -53,32 +77,35 @@ pub struct Packet {
 }
 
 /// What becomes of a connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub allowed: bool,
     /// Why no policy is asked, where none is.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
     /// What the pods at both ends say: the source first.
     pub verdicts: Vec<Verdict>,
+    /// What is decided where somebody else has to be asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elsewhere: Vec<String>,
 }
 
 /// What the policies of one pod say.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Verdict {
     pub pod: String,
     pub direction: String,
     pub allowed: bool,
     /// The rule that says so; `None` where no policy speaks of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// What the verdict would be with audited policies in force.
     pub audited_allowed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audited_rule: Option<String>,
     /// The policies that select the pod, in order of precedence.
     pub policies: Vec<String>,
@@ -133,14 +160,31 @@ pub fn everywhere(changes: impl IntoIterator<Item = Change>) -> World {
 }
 
 /// What becomes of a packet in the world of [`everywhere`].
-pub fn explain(packet: Packet, world: &World) -> Explanation {
+pub fn explain_everywhere(packet: Packet, world: &World) -> Explanation {
+    let mut policies = Policies::new(Sizes::KERNEL, LastNumbers::default());
+    policies.update(world, &PolicyDirty::default());
+    explain(packet, world, |pod, direction| {
+        let sets = policies.tables().endpoints.get(pod);
+        let rule_set = sets.map_or(CLOSED, |sets| sets.of(direction));
+        let peer = packet.peer(direction);
+        let rule = policies
+            .tables()
+            .rule(rule_set, peer, packet.protocol, packet.port);
+        Some(Verdict::new(pod, direction, rule_set, rule, &policies))
+    })
+}
+
+/// What becomes of a packet; `judge` says what the policies of a pod say, where it can.
+pub fn explain(
+    packet: Packet,
+    world: &World,
+    judge: impl Fn(&ObjectKey, Direction) -> Option<Verdict>,
+) -> Explanation {
     let Packet {
         source,
         destination,
         ..
     } = packet;
-    let mut policies = Policies::new(Sizes::KERNEL, LastNumbers::default());
-    policies.update(world, &PolicyDirty::default());
     let (sender, receiver) = (pod_at(world, source), pod_at(world, destination));
     let exempt = match (&sender, &receiver) {
         _ if source == destination => Some("a pod may always reach itself".to_owned()),
@@ -152,11 +196,16 @@ pub fn explain(packet: Packet, world: &World) -> Explanation {
         }
         (Some(_), _) => None,
     };
-    let mut verdicts = Vec::new();
+    let (mut verdicts, mut elsewhere) = (Vec::new(), Vec::new());
     if exempt.is_none() {
-        let judge = |pod, direction| judge(&policies, pod, direction, packet);
-        verdicts.extend(sender.map(|(pod, _)| judge(pod, Direction::Egress)));
-        verdicts.extend(receiver.map(|(pod, _)| judge(pod, Direction::Ingress)));
+        let sender = sender.map(|sender| (sender, Direction::Egress));
+        let receiver = receiver.map(|receiver| (receiver, Direction::Ingress));
+        for ((pod, node), direction) in sender.into_iter().chain(receiver) {
+            match judge(pod, direction) {
+                Some(verdict) => verdicts.push(verdict),
+                None => elsewhere.push(format!("{direction} of {pod} is decided on {node}")),
+            }
+        }
     }
     Explanation {
         source,
@@ -164,31 +213,43 @@ pub fn explain(packet: Packet, world: &World) -> Explanation {
         allowed: verdicts.iter().all(|verdict| verdict.allowed),
         because: exempt,
         verdicts,
+        elsewhere,
     }
 }
 
-fn judge(policies: &Policies, pod: &ObjectKey, direction: Direction, packet: Packet) -> Verdict {
-    let tables = policies.tables();
-    let sets = tables.endpoints.get(pod);
-    let (rule_set, peer) = match direction {
-        Direction::Ingress => (sets.map(|sets| sets.ingress), packet.source),
-        Direction::Egress => (sets.map(|sets| sets.egress), packet.destination),
-    };
-    let rule_set = rule_set.unwrap_or(CLOSED);
-    let rule = tables.rule(rule_set, peer, packet.protocol, packet.port);
-    let named = |number: u32| match number {
-        NO_RULE => None,
-        number => policies.rule_name(number).map(ToString::to_string),
-    };
-    let selecting = policies.policies_of(rule_set);
-    Verdict {
-        pod: pod.to_string(),
-        direction: direction.to_string(),
-        allowed: rule.is_some_and(|rule| rule.allow == 1),
-        rule: rule.and_then(|rule| named(rule.rule)),
-        audited_allowed: rule.is_some_and(|rule| rule.audited_allow == 1),
-        audited_rule: rule.and_then(|rule| named(rule.audited_rule)),
-        policies: selecting.map(ToString::to_string).collect(),
+impl Packet {
+    /// The other end, of the pod that policy is asked about in this direction.
+    pub const fn peer(&self, direction: Direction) -> IpAddr {
+        match direction {
+            Direction::Ingress => self.source,
+            Direction::Egress => self.destination,
+        }
+    }
+}
+
+impl Verdict {
+    /// What a rule of a pod's rule set says, in names.
+    pub fn new(
+        pod: &ObjectKey,
+        direction: Direction,
+        rule_set: u32,
+        rule: Option<Rule>,
+        policies: &Policies,
+    ) -> Self {
+        let named = |number: u32| match number {
+            NO_RULE => None,
+            number => policies.rule_name(number).map(ToString::to_string),
+        };
+        let selecting = policies.policies_of(rule_set);
+        Self {
+            pod: pod.to_string(),
+            direction: direction.to_string(),
+            allowed: rule.is_some_and(|rule| rule.allow == 1),
+            rule: rule.and_then(|rule| named(rule.rule)),
+            audited_allowed: rule.is_some_and(|rule| rule.audited_allow == 1),
+            audited_rule: rule.and_then(|rule| named(rule.audited_rule)),
+            policies: selecting.map(ToString::to_string).collect(),
+        }
     }
 }
 
@@ -202,6 +263,7 @@ impl fmt::Display for Explanation {
             allowed,
             because,
             verdicts,
+            elsewhere,
         } = self;
         write!(f, "{source} to {destination}: {}", word(*allowed))?;
         if let Some(because) = because {
@@ -223,6 +285,9 @@ impl fmt::Display for Explanation {
             for policy in &verdict.policies {
                 write!(f, "\n    selected by {policy}")?;
             }
+        }
+        for decided in elsewhere {
+            write!(f, "\n  {decided}: ask there")?;
         }
         writeln!(f)
     }
@@ -288,7 +353,7 @@ spec:
             protocol: 6,
             port,
         };
-        explain(packet, &world).to_string()
+        explain_everywhere(packet, &world).to_string()
     }
 
     #[test]

@@ -116,6 +116,7 @@ async fn agent(directory: &Path) -> Result<()> {
                 Query::Status(answer) => drop(answer.send(status())),
                 Query::Names(answer) => drop(answer.send(Names::default())),
                 Query::Drops(answer) => drop(answer.send(Vec::new())),
+                Query::Explain(_, answer) => drop(answer.send(Err("no".to_owned()))),
                 Query::Attachment(_, answer) => drop(answer.send(Ok(()))),
             }
         }

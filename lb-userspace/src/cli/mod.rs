@@ -104,18 +104,11 @@ pub struct Explain {
     /// `tcp`, `udp`, `sctp`, `icmp`, or an IANA protocol number
     #[arg(value_name = "PROTO", default_value = "tcp", value_parser = protocol)]
     protocol: u8,
-    /// Read objects from the YAML files of this directory
+    /// Answer from the YAML files of this directory [default: ask the agent]
     #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
-    /// How to print it
-    #[arg(
-        short,
-        long,
-        env = "LB_OUTPUT",
-        value_name = "FORMAT",
-        default_value = "text"
-    )]
-    output: Output,
+    manifests: Option<PathBuf>,
+    #[command(flatten)]
+    view: View,
 }
 
 #[derive(Debug, Args)]
@@ -228,10 +221,12 @@ Examples:
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
+  lb explain shop/cart shop/payment 8080
   lb explain --manifests ./manifests shop/cart shop/payment 8080
   lb explain --manifests ./manifests 203.0.113.7 web 53 udp -o json
 
 What a manifest does not say, `kubectl get -A -o yaml namespaces,nodes,pods,networkpolicies` does.
+The agent reads the kernel's tables, and knows what holds for the pods of its own node.
 The exit code tells whether the question could be answered, not how.";
 
 const CLEANUP_EXAMPLES: &str = "\
@@ -476,7 +471,7 @@ pub async fn execute(cli: Cli, settings: Value) -> Result<(), Failure> {
         Command::Drops(view) => view::drops(&view).await,
         Command::Dump(view) => view::dump(&view).await,
         Command::Policy { command } => policy::answer(&command),
-        Command::Explain(question) => explain::answer(&question),
+        Command::Explain(question) => explain::answer(&question).await,
         Command::Cleanup(Cleanup {
             kube_proxy: true, ..
         }) => cleanup_kube_proxy().await,

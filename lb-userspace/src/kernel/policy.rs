@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use lb_common::{
     address::Address,
-    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
+    policy::{CLOSED, Guard, NO_IDENTITY, OPEN, PeerKey, Rule, RuleKey, SourceKey},
 };
 
 use super::{
@@ -191,6 +191,29 @@ impl Tables {
         absent_is_fine(self.policy.rules.remove(&Key::new(prefix, key))).context("write RULES")
     }
 
+    /// What a rule set says of a flow from or to a peer, as the packet path would find it. The port is
+    /// the destination's.
+    pub fn judge(&self, rule_set: u32, peer: &Address, protocol: u8, port: u16) -> Result<Rule> {
+        match rule_set {
+            OPEN => return Ok(Rule::ALLOW),
+            CLOSED => return Ok(Rule::DENY),
+            _ => {}
+        }
+        let PolicyTables {
+            identities,
+            peers,
+            rules,
+            ..
+        } = &self.policy;
+        let identity =
+            found(identities.get(&Key::new(128, *peer), 0)).context("read IDENTITIES")?;
+        let identity = identity.unwrap_or(NO_IDENTITY);
+        let class = found(peers.get(&PeerKey { rule_set, identity }, 0)).context("read PEERS")?;
+        let key = RuleKey::new(class.unwrap_or(rule_set), protocol, port);
+        let rule = found(rules.get(&Key::new(RuleKey::PORT_BITS, key), 0)).context("read RULES")?;
+        Ok(rule.unwrap_or(Rule::DENY))
+    }
+
     /// What pods may send from besides their own addresses, by prefix length of the key.
     pub fn pod_sources(&self) -> Result<BTreeMap<(u32, SourceKey), u8>> {
         lpm_entries(&self.policy.sources).context("read POD_SOURCES")
@@ -206,6 +229,15 @@ impl Tables {
     pub fn remove_pod_source(&mut self, prefix: u32, key: SourceKey) -> Result<()> {
         let key = Key::new(SourceKey::SLOT_BITS + prefix, key);
         absent_is_fine(self.policy.sources.remove(&key)).context("write POD_SOURCES")
+    }
+}
+
+/// What a look-up found, if there was something.
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -44,6 +44,7 @@ use crate::{
     api::{self, Query},
     cni::Attachment,
     compile::PortName,
+    explain::{Explanation, Question, explain},
     kernel::{self, Attach, Events, FlowCounts, Pins, Programs, StaleSockets, Swept, Tables},
     links::{self, LinkChange},
     metrics::{Snapshot, without_local},
@@ -456,6 +457,7 @@ impl Agent {
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::Names(answer) => drop(answer.send(self.names())),
             Query::Drops(answer) => drop(answer.send(self.recent.all())),
+            Query::Explain(question, answer) => drop(answer.send(self.explain(&question))),
             Query::Attachment(request, answer) => {
                 let mut attachments = std::mem::take(&mut self.attachments);
                 let changed = attachments.take(request, answer, |asked| self.guarded(asked));
@@ -465,6 +467,16 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// What becomes of a connection, by what the tables say now.
+    fn explain(&self, question: &Question) -> Result<Explanation, String> {
+        let packet = question.packet(&self.world)?;
+        let pods = self.interfaces.pods();
+        Ok(explain(packet, &self.world, |pod, direction| {
+            self.policies
+                .verdict(pod, direction, packet, pods, &self.tables)
+        }))
     }
 
     /// Remembers what the programs tell.

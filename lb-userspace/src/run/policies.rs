@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::policy::OPEN;
+use lb_common::{address::from_ip, policy::OPEN};
 use tracing::{debug, warn};
 
 use super::pods::Pods;
@@ -18,9 +18,10 @@ use crate::{
             Tables as Desired,
         },
     },
+    explain::{Packet, Verdict},
     kernel::Tables,
     plan::policy::{Op, plan},
-    world::{ObjectKey, PolicyDirty, World},
+    world::{ObjectKey, PolicyDirty, World, policy::Direction},
 };
 
 /// The compiled policies, and what the tables have of them.
@@ -186,6 +187,33 @@ impl Policies {
             let mut slots = pods.slots_of(pod).peekable();
             slots.peek().is_some() && slots.all(|slot| self.given.get(&slot) == Some(wanted))
         })
+    }
+
+    /// What the tables in the kernel say about a packet of a pod's; `None` where they know no such
+    /// pod.
+    pub fn verdict(
+        &self,
+        pod: &ObjectKey,
+        direction: Direction,
+        packet: Packet,
+        pods: &Pods,
+        tables: &Tables,
+    ) -> Option<Verdict> {
+        let guard = tables.guard(pods.slots_of(pod).next()?).ok()?;
+        let rule_set = match direction {
+            Direction::Ingress => guard.ingress,
+            Direction::Egress => guard.egress,
+        };
+        let peer = from_ip(packet.peer(direction));
+        let rule = tables.judge(rule_set, &peer, packet.protocol, packet.port);
+        let compiled = self.compiled.as_ref()?;
+        Some(Verdict::new(
+            pod,
+            direction,
+            rule_set,
+            Some(rule.ok()?),
+            compiled,
+        ))
     }
 
     /// What the number of a rule stands for.

@@ -13,7 +13,10 @@ use lb_common::{
     },
 };
 
-use crate::{compile::Range, world::ObjectKey};
+use crate::{
+    compile::Range,
+    world::{ObjectKey, policy::Direction},
+};
 
 /// How much each table holds.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,14 @@ impl RuleSets {
         ingress: CLOSED,
         egress: CLOSED,
     };
+
+    /// The one for a direction.
+    pub const fn of(&self, direction: Direction) -> u32 {
+        match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        }
+    }
 }
 
 /// What the tables should say.
