@@ -28,6 +28,8 @@ use crate::{
 /// Two nodes, so that backends are here and there.
 const TWO: Shape = Shape {
     nodes: 2,
+    // These tests run on kernels without tcx, too.
+    attach: "auto",
     ..Shape::PLAIN
 };
 
