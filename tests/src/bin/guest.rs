@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::{
     mount::{MsFlags, mount},
-    sys::reboot::{RebootMode, reboot},
+    sys::{
+        reboot::{RebootMode, reboot},
+        termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr},
+    },
     unistd::sync,
 };
 
@@ -55,6 +58,10 @@ fn run() -> Result<()> {
         .write(true)
         .open("/dev/ttyS1")
         .context("open the second serial port")?;
+    let mut settings = tcgetattr(&port).context("look at the serial port")?;
+    // Every byte as it is, line ends included.
+    cfmakeraw(&mut settings);
+    tcsetattr(&port, SetArg::TCSANOW, &settings).context("set the serial port up")?;
     let jobs = fs::read_to_string("/jobs").context("read the list of jobs")?;
     for job in jobs.lines() {
         let mut words = job.split('\t');
@@ -78,5 +85,6 @@ fn run() -> Result<()> {
         writeln!(port, "{OURS}file {path} {}", bytes.len())?;
         port.write_all(&bytes)?;
     }
-    Ok(())
+    // What has not been sent yet is lost when the machine is turned off.
+    tcdrain(&port).context("send the results")
 }
