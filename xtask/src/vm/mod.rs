@@ -1,7 +1,12 @@
 //! `cargo xtask vm-test`: the programs and a part of the tests on the kernels of Debian's releases,
 //! each in a virtual machine.
 
-use std::{env, fs, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use cargo_metadata::Artifact;
@@ -15,7 +20,7 @@ use self::{
 };
 use crate::{
     artifacts::{cargo, executables},
-    setup,
+    children, setup,
 };
 
 mod initramfs;
@@ -43,9 +48,9 @@ mod machine;
 pub struct Args {
     /// The kernels to boot [default: all]
     kernels: Vec<Kernel>,
-    /// Where Debian's packages are
-    #[arg(long, default_value = "http://deb.debian.org/debian")]
-    mirror: String,
+    /// Where Debian's packages are [default: where this machine has its own from]
+    #[arg(long)]
+    mirror: Option<String>,
     /// Show everything that the tests print
     #[arg(long)]
     verbose: bool,
@@ -86,6 +91,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
+/// Where this machine has its packages from.
+fn own_mirror() -> Result<String> {
+    let mut command = Command::new("apt-get");
+    command.args(["indextargets", "--format", "$(REPO_URI)"]);
+    let (_, said) = children::output(command)?;
+    let said = String::from_utf8_lossy(&said);
+    let mut mirrors = said.lines().filter(|mirror| !mirror.contains("security"));
+    let mirror = mirrors
+        .next()
+        .context("apt has no sources: give --mirror URL")?;
+    Ok(mirror.trim_end_matches('/').to_owned())
+}
+
 /// The executables that go into a machine.
 struct Built {
     lb: PathBuf,
@@ -124,7 +142,8 @@ impl Built {
 
     /// Runs everything on one kernel and says how it went.
     fn boot(&self, kernel: Kernel, args: &Args) -> Result<bool> {
-        let fetched = kernel.fetch(&args.mirror)?;
+        let mirror = args.mirror.clone().map_or_else(own_mirror, Ok)?;
+        let fetched = kernel.fetch(&mirror)?;
         let update = env::var_os("UPDATE").is_some();
         let jobs = jobs::of(kernel);
         let mut files = Initramfs::new()?;
