@@ -25,7 +25,7 @@ pub struct Drop {
     pub reason: String,
     /// The rule that says so, where a policy does.
     pub rule: Option<String>,
-    /// How many like it came one after the other, of which this is the last.
+    /// How many were like it, of which this is the last.
     pub count: u64,
 }
 

@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::{address::from_ip, policy::OPEN};
+use lb_common::{
+    address::from_ip,
+    policy::{CLOSED, Guard, OPEN},
+};
 use tracing::{debug, warn};
 
 use super::pods::Pods;
@@ -30,7 +33,8 @@ pub struct Policies {
     /// `None` until everything has been listed, and after a failure to write.
     compiled: Option<Compiled>,
     dirty: PolicyDirty,
-    /// Whether policies were in force when the agent started.
+    /// Whether policies may be in force that are not compiled: those of an earlier agent, or those
+    /// that could not be written to their end.
     inherited: bool,
     /// The rule sets of each slot; those that a slot has of an earlier agent are not known.
     given: BTreeMap<u32, RuleSets>,
@@ -74,12 +78,18 @@ impl Policies {
         let ops = plan(&changes);
         for op in &ops {
             if let Err(error) = self.apply(op, pods, tables) {
-                self.compiled = None;
+                self.forget();
                 return Err(error).with_context(|| format!("apply {op:?}"));
             }
         }
         debug!(writes = ops.len(), elapsed = ?start.elapsed(), "programmed policies");
         self.guard(pods, tables)
+    }
+
+    /// Has everything compiled and compared with the tables again. Strangers are kept out meanwhile.
+    fn forget(&mut self) {
+        self.compiled = None;
+        self.inherited = true;
     }
 
     fn apply(&mut self, op: &Op, pods: &Pods, tables: &mut Tables) -> Result<()> {
@@ -148,13 +158,13 @@ impl Policies {
         let placed: BTreeSet<&ObjectKey> = pods.slots_and_pods().filter_map(|it| it.1).collect();
         let endpoints = compiled.tables().endpoints.iter();
         let awaited: Vec<_> = endpoints.filter(|(pod, _)| !placed.contains(pod)).collect();
-        let side = |of: fn(&RuleSets) -> u32, closed: u32| {
-            let isolated = awaited.iter().any(|(_, sets)| of(sets) != OPEN);
-            if isolated { closed } else { OPEN }
+        let side = |direction| {
+            let isolated = awaited.iter().any(|(_, sets)| sets.of(direction) != OPEN);
+            if isolated { CLOSED } else { OPEN }
         };
         RuleSets {
-            ingress: side(|sets| sets.ingress, RuleSets::CLOSED.ingress),
-            egress: side(|sets| sets.egress, RuleSets::CLOSED.egress),
+            ingress: side(Direction::Ingress),
+            egress: side(Direction::Egress),
         }
     }
 
@@ -172,7 +182,7 @@ impl Policies {
         let wanted = compiled.tables();
         if !compiled.pending() && actual != *wanted {
             warn!("somebody else changed the tables of policies: they are written again");
-            self.compiled = None;
+            self.forget();
         }
         Ok(())
     }
@@ -199,11 +209,10 @@ impl Policies {
         pods: &Pods,
         tables: &Tables,
     ) -> Option<Verdict> {
-        let guard = tables.guard(pods.slots_of(pod).next()?).ok()?;
-        let rule_set = match direction {
-            Direction::Ingress => guard.ingress,
-            Direction::Egress => guard.egress,
-        };
+        let Guard {
+            ingress, egress, ..
+        } = tables.guard(pods.slots_of(pod).next()?).ok()?;
+        let rule_set = RuleSets { ingress, egress }.of(direction);
         let peer = from_ip(packet.peer(direction));
         let rule = tables.judge(rule_set, &peer, packet.protocol, packet.port);
         let compiled = self.compiled.as_ref()?;

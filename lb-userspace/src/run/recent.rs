@@ -21,7 +21,7 @@ const KEPT: usize = 1_000;
 /// How many of the latest a new one is compared with.
 const COMPARED: usize = 100;
 
-/// The latest drops; like ones that follow each other are one.
+/// The latest drops; those that are alike are one.
 #[derive(Debug, Default)]
 pub struct Recent {
     drops: VecDeque<Drop>,
