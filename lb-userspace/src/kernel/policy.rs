@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use lb_common::{
     address::Address,
-    policy::{CLOSED, Guard, NO_IDENTITY, OPEN, PeerKey, Rule, RuleKey, SourceKey},
+    policy::{CLOSED, Guard, NO_IDENTITY, OPEN, PeerKey, Rule, RuleKey},
 };
 
 use super::{
@@ -24,7 +24,6 @@ pub(super) struct PolicyTables {
     identities: LpmTrie<MapData, Address, u32>,
     peers: HashMap<MapData, PeerKey, u32>,
     rules: LpmTrie<MapData, RuleKey, Rule>,
-    sources: LpmTrie<MapData, SourceKey, u8>,
 }
 
 impl PolicyTables {
@@ -35,7 +34,6 @@ impl PolicyTables {
             identities: Map::LpmTrie(open(pins, "IDENTITIES")?).try_into()?,
             peers: Map::HashMap(open(pins, "PEERS")?).try_into()?,
             rules: Map::LpmTrie(open(pins, "RULES")?).try_into()?,
-            sources: Map::LpmTrie(open(pins, "POD_SOURCES")?).try_into()?,
         })
     }
 }
@@ -100,19 +98,6 @@ impl Tables {
             ..guard
         };
         self.set_guard(slot, ruled)
-    }
-
-    /// Says whether [`Self::put_pod_source`] may allow the pod of a slot more than its own addresses.
-    pub fn set_more_sources(&mut self, slot: u32, more: bool) -> Result<()> {
-        let guard = self.guard(slot)?;
-        let more_sources = u8::from(more);
-        self.set_guard(
-            slot,
-            Guard {
-                more_sources,
-                ..guard
-            },
-        )
     }
 
     /// Has the flows of an endpoint judged again: something that its rule sets refer to has changed.
@@ -212,23 +197,6 @@ impl Tables {
         let key = RuleKey::new(class.unwrap_or(rule_set), protocol, port);
         let rule = found(rules.get(&Key::new(RuleKey::PORT_BITS, key), 0)).context("read RULES")?;
         Ok(rule.unwrap_or(Rule::DENY))
-    }
-
-    /// What pods may send from besides their own addresses, by prefix length of the key.
-    pub fn pod_sources(&self) -> Result<BTreeMap<(u32, SourceKey), u8>> {
-        lpm_entries(&self.policy.sources).context("read POD_SOURCES")
-    }
-
-    /// `prefix` counts the bits of the address.
-    pub fn put_pod_source(&mut self, prefix: u32, key: SourceKey) -> Result<()> {
-        let key = Key::new(SourceKey::SLOT_BITS + prefix, key);
-        let written = self.policy.sources.insert(&key, 1, 0);
-        written.context("write POD_SOURCES")
-    }
-
-    pub fn remove_pod_source(&mut self, prefix: u32, key: SourceKey) -> Result<()> {
-        let key = Key::new(SourceKey::SLOT_BITS + prefix, key);
-        absent_is_fine(self.policy.sources.remove(&key)).context("write POD_SOURCES")
     }
 }
 
