@@ -26,11 +26,37 @@ impl Difference {
         self.0
     }
 
+    /// What a checksum field is that this difference took from one value to another.
+    #[inline(always)]
+    pub fn shows(self, before: [u8; 2], after: [u8; 2]) -> Field {
+        let begun = fold(u32::from(u16::from_ne_bytes(before)) + fold_once(self.0));
+        if before == after {
+            Field::Unclear
+        } else if self.apply(before) == after {
+            Field::Complete
+        } else if begun == after.map(|byte| !byte) {
+            Field::Begun
+        } else {
+            Field::Unclear
+        }
+    }
+
     /// A checksum field corrected by this difference (RFC 1624, equation 3).
     #[inline(always)]
     pub fn apply(self, field: [u8; 2]) -> [u8; 2] {
         fold(u32::from(!u16::from_ne_bytes(field)) + fold_once(self.0))
     }
+}
+
+/// What a transport checksum's field is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The checksum.
+    Complete,
+    /// The sum of the pseudo-header alone, which a device is to complete (`CHECKSUM_PARTIAL`).
+    Begun,
+    /// It cannot be told.
+    Unclear,
 }
 
 /// A checksum under computation, over parts that begin at even offsets.
@@ -108,6 +134,27 @@ mod tests {
             let mut after = before;
             after[36..].copy_from_slice(&new);
             prop_assert_eq!(Difference::NONE.and(&old, &new).apply(whole(&before)), whole(&after));
+        }
+
+        #[test]
+        fn a_change_shows_whether_a_device_is_to_complete_the_sum(
+            first in 1u8.., old: [u8; 4], new: [u8; 4],
+        ) {
+            let mut before = [0; 40];
+            before[0] = first;
+            before[36..].copy_from_slice(&old);
+            let mut after = before;
+            after[36..].copy_from_slice(&new);
+            let (before, after) = (whole(&before), whole(&after));
+            let begun = |field: [u8; 2]| field.map(|byte| !byte);
+            let (complete, partial) = if before == after {
+                (Field::Unclear, Field::Unclear)
+            } else {
+                (Field::Complete, Field::Begun)
+            };
+            let change = Difference::NONE.and(&old, &new);
+            prop_assert_eq!(change.shows(before, after), complete);
+            prop_assert_eq!(change.shows(begun(before), begun(after)), partial);
         }
     }
 }

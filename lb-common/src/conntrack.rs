@@ -4,7 +4,8 @@
 //! - two CPUs open one flow: the reply's entry is inserted first, then the opener's, neither over
 //!   another; who loses takes its own reply entry back and goes the winner's way;
 //! - a reply entry is already another flow's: [`Recorded::Taken`], and the caller tries another
-//!   backend or port;
+//!   backend or port, unless that flow is over and the caller has claimed its key among the
+//!   half-open ones, which one CPU alone can;
 //! - a flow is promoted while another CPU looks whether its reply key is taken: promotion inserts
 //!   into `FLOWS` before it removes from `HALF_OPEN`, and the look comes after the insert;
 //! - a flow is recycled while it expires: [`crate::expiry`] looks again before it removes;
@@ -129,13 +130,13 @@ fn advance_unsettled<T: Tables>(
     Ok(())
 }
 
-/// Notes for both entries that policy allows the flow as of these epochs.
+/// Notes for both entries that policy allows the flow as of this epoch.
 #[inline(always)]
-pub fn allow<T: Tables>(tables: &T, scratch: &mut Scratch, epochs: u64) {
-    scratch.flow.epochs = epochs;
+pub fn allow<T: Tables>(tables: &T, scratch: &mut Scratch, epoch: u32) {
+    scratch.flow.epoch = epoch;
     scratch.reflect();
-    tables.note(scratch.table, &scratch.key, Note::Judged(epochs));
-    tables.note(scratch.table, &scratch.twin_key, Note::Judged(epochs));
+    tables.note(scratch.table, &scratch.key, Note::Judged(epoch));
+    tables.note(scratch.table, &scratch.twin_key, Note::Judged(epoch));
 }
 
 /// Notes that a packet has passed, for both entries; a twin that is gone is made again.
@@ -180,7 +181,7 @@ fn promote<T: Tables>(tables: &T, scratch: &mut Scratch) -> Result<(), Reason> {
 pub fn forget<T: Tables>(tables: &T, scratch: &mut Scratch, table: FlowTable) {
     scratch.reflect();
     tables.remove(table, &scratch.key);
-    tables.remove(table, &scratch.twin_key);
+    remove_twin(tables, table, &scratch.twin_key, &scratch.key.tuple);
 }
 
 /// What came of recording a flow.
@@ -210,7 +211,7 @@ pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch) -> Recorded {
         Err(NotInserted::Exists) => false,
         Err(NotInserted::Full) => return Recorded::Full,
     };
-    if taken(tables, &scratch.twin_key, &scratch.twin.to, now) {
+    if taken(tables, scratch, inserted) {
         if inserted {
             tables.remove(FlowTable::HalfOpen, &scratch.twin_key);
         }
@@ -239,20 +240,45 @@ fn adopt<T: Tables>(tables: &T, scratch: &mut Scratch, inserted: bool) {
     }
 }
 
-/// Whether the key of a reply belongs to another flow than the one whose replies turn into `to`. A
-/// flow that is over gives its key up to whoever asks next.
+/// Whether the reply's key belongs to another flow. One that is over gives its key up: to the caller,
+/// where it has `claimed` the key among the half-open flows, which keeps everybody else from it, and
+/// otherwise to whoever asks next.
 #[inline(always)]
-fn taken<T: Tables>(tables: &T, key: &FlowKey, to: &Tuple, now: u64) -> bool {
+fn taken<T: Tables>(tables: &T, scratch: &Scratch, claimed: bool) -> bool {
+    let Scratch {
+        twin_key: key,
+        twin,
+        now,
+        ..
+    } = scratch;
     for table in [FlowTable::Flows, FlowTable::HalfOpen] {
+        let mut opener = *key;
         let other = tables.look(table, key, |flow| {
-            (flow.to != *to).then(|| flow.over(table, key.protocol, now))
+            opener.tuple.reverse(&flow.to);
+            opener.direction = flow.twin;
+            (flow.to != twin.to).then(|| flow.over(table, key.protocol, *now))
         });
-        if let Some(Some(over)) = other {
-            if over {
+        match other.flatten() {
+            None => {}
+            Some(true) if table == FlowTable::HalfOpen || claimed => {
                 tables.remove(table, key);
+                // Its late packets would speak of the new flow.
+                remove_twin(tables, table, &opener, &key.tuple);
+                if table == FlowTable::HalfOpen {
+                    return true;
+                }
             }
-            return true;
+            Some(_) => return true,
         }
     }
     false
+}
+
+/// Removes the entry of `key` if its packets leave as those that packets of `tuple` answer: another
+/// flow may have the key by now.
+#[inline(always)]
+fn remove_twin<T: Tables>(tables: &T, table: FlowTable, key: &FlowKey, tuple: &Tuple) {
+    if tables.look(table, key, |flow| flow.to.opposes(tuple)) == Some(true) {
+        tables.remove(table, key);
+    }
 }

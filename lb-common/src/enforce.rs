@@ -10,10 +10,10 @@ use crate::{
     address::Address,
     flow::{Direction, Flow, FlowKey, Judging, Tuple},
     headers::has_ports,
-    policy::{CLOSED, OPEN, PeerKey, Rule, RuleKey, peer_epoch},
+    policy::{CLOSED, OPEN, PeerKey, Rule, RuleKey},
     reason::Reason,
     scratch::Scratch,
-    tables::Tables,
+    tables::{Rules, Tables},
 };
 
 /// What holds for an endpoint, as one packet sees it.
@@ -98,7 +98,7 @@ impl Ruling {
 
 /// Whether a rule set lets a flow through: to this port from or to this peer.
 #[inline(always)]
-pub fn rule<T: Tables>(tables: &T, rule_set: u32, peer: &Address, protocol: u8, port: u16) -> Rule {
+pub fn rule<T: Rules>(tables: &T, rule_set: u32, peer: &Address, protocol: u8, port: u16) -> Rule {
     match rule_set {
         OPEN => Rule::ALLOW,
         CLOSED => Rule::DENY,
@@ -184,12 +184,6 @@ const fn peer<'a>(key: &'a FlowKey, flow: &'a Flow) -> &'a Address {
     }
 }
 
-/// The epochs that a verdict of now is about.
-#[inline(always)]
-fn epochs<T: Tables>(tables: &T, standing: &Standing, peer: &Address) -> u64 {
-    u64::from(standing.epoch) << 32 | u64::from(tables.peer_epoch(peer_epoch(peer)))
-}
-
 /// Whether policy has anything to say about the flow of `scratch`.
 #[inline(always)]
 pub fn concerns(scratch: &Scratch) -> bool {
@@ -208,21 +202,14 @@ pub fn concerns(scratch: &Scratch) -> bool {
 
 /// Whether what was decided of a flow that was found may not hold any longer.
 #[inline(always)]
-pub fn is_stale<T: Tables>(tables: &T, scratch: &Scratch) -> bool {
-    let Scratch {
-        key,
-        flow,
-        standing,
-        ..
-    } = scratch;
-    concerns(scratch)
-        && (flow.epochs == 0 || flow.epochs != epochs(tables, standing, peer(key, flow)))
+pub fn is_stale(scratch: &Scratch) -> bool {
+    let Scratch { flow, standing, .. } = scratch;
+    (flow.epoch == 0 || flow.epoch != standing.epoch) && concerns(scratch)
 }
 
-/// Judges the flow of `scratch`, into `scratch.ruling`. Returns the epochs that this is about, which
-/// are read before anything else.
+/// Judges the flow of `scratch`, into `scratch.ruling`.
 #[inline(always)]
-pub fn judge<T: Tables>(tables: &T, scratch: &mut Scratch) -> u64 {
+pub fn judge<T: Tables>(tables: &T, scratch: &mut Scratch) {
     let opener = scratch.is_opener();
     let Scratch {
         key,
@@ -232,7 +219,6 @@ pub fn judge<T: Tables>(tables: &T, scratch: &mut Scratch) -> u64 {
         ..
     } = scratch;
     let peer = peer(key, flow);
-    let epochs = epochs(tables, standing, peer);
     let protocol = key.protocol;
     let port = |port| if has_ports(protocol) { port } else { 0 };
     let say = say(key, flow, opener);
@@ -251,7 +237,6 @@ pub fn judge<T: Tables>(tables: &T, scratch: &mut Scratch) -> u64 {
             break;
         }
     }
-    epochs
 }
 
 /// Names the flow of `scratch` in its event: as its opener sends it, between the pod and its peer.

@@ -203,9 +203,6 @@ impl FlowKey {
 pub struct Flow {
     /// When a packet last passed either way, to the second: CLOCK_MONOTONIC in nanoseconds.
     pub last_seen: u64,
-    /// What policy said holds while the epochs are these: the endpoint's in the upper half, the
-    /// peer's in the lower. 0 where policy has not been asked.
-    pub epochs: u64,
     /// The tuple that the packet leaves with.
     pub to: Tuple,
     /// The interface that [`Self::way`] speaks of; 0 where it speaks of none.
@@ -218,6 +215,8 @@ pub struct Flow {
     pub service: u32,
     /// [`FlowKey::check`] of the key.
     pub check: u32,
+    /// What policy said holds while this is the endpoint's epoch; 0 where policy was not asked.
+    pub epoch: u32,
     /// MAC address of the local pod behind the interface.
     pub mac: [u8; 6],
     /// The largest IP packet that fits through the interface, in bytes; 0 is not known.
@@ -238,6 +237,7 @@ pub struct Flow {
     pub reset: u8,
     /// A [`Judging`].
     pub judging: u8,
+    pub _pad: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Tuple>() == 36);
@@ -248,13 +248,13 @@ impl Flow {
     /// The flow of nothing.
     pub const NONE: Self = Self {
         last_seen: 0,
-        epochs: 0,
         to: Tuple::NONE,
         interface: 0,
         backend: 0,
         generation: 0,
         service: 0,
         check: 0,
+        epoch: 0,
         mac: [0; 6],
         mtu: 0,
         twin: 0,
@@ -265,6 +265,7 @@ impl Flow {
         twin_fin: 0,
         reset: 0,
         judging: 0,
+        _pad: [0; 4],
     };
 
     /// Whether packets of this entry that cross an interface in `direction` go on as [`Self::way`]

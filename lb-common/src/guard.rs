@@ -37,7 +37,9 @@ pub fn objection<P: Packet, T: Tables>(
     scratch: &Scratch,
 ) -> Option<Reason> {
     let slot = scratch.key.owner;
-    let guard = tables.guard(slot);
+    let Some(guard) = tables.guard(slot) else {
+        return Some(Reason::ForgedSource);
+    };
     let pod = Pod {
         guard: &guard,
         tables,

@@ -43,4 +43,4 @@ mod tests;
 /// Version of the table layouts: the name of the directory that the tables are pinned under.
 ///
 /// Any change to the size, the fields or the meaning of a table's keys or values changes it.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;

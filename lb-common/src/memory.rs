@@ -1,7 +1,10 @@
 //! The packet path in memory: a packet of bytes and tables of maps, for tests and for asking what
 //! would happen.
 
-use core::cell::{Cell, RefCell};
+use core::{
+    cell::{Cell, Ref, RefCell},
+    ops::Deref,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
@@ -20,7 +23,7 @@ use crate::{
     reason::Reason,
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
     socket::{Settings, Socket, SocketKey, Sockets},
-    tables::{FlowTable, NotInserted, Note, Tables},
+    tables::{FlowTable, NotInserted, Note, Rules, Tables},
 };
 
 /// A packet of bytes, whose IP header stands at `NETWORK`.
@@ -176,7 +179,6 @@ pub struct MemoryTables {
     pub flow_limit: Option<usize>,
     /// By endpoint slot.
     pub guards: RefCell<BTreeMap<u32, Guard>>,
-    pub peer_epochs: RefCell<BTreeMap<u32, u32>>,
     /// Prefix length of the address, and the address.
     pub identities: RefCell<BTreeMap<(u32, Address), u32>>,
     pub peers: RefCell<BTreeMap<PeerKey, u32>>,
@@ -217,6 +219,36 @@ impl MemoryTables {
             }
         }
         buckets
+    }
+}
+
+impl Rules for MemoryTables {
+    fn identity(&self, address: &Address) -> u32 {
+        let identities = self.identities.borrow();
+        let holding = identities
+            .iter()
+            .filter(|((length, prefix), _)| within(*length, prefix, address));
+        let longest = holding.max_by_key(|((length, _), _)| *length);
+        longest.map_or(NO_IDENTITY, |(_, identity)| *identity)
+    }
+
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        self.peers.borrow().get(key).copied()
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        let bits = |key: &RuleKey| {
+            let [high, low] = key.port;
+            let [a, b, c, d] = key.class.to_be_bytes();
+            u64::from_be_bytes([a, b, c, d, key.protocol, high, low, 0])
+        };
+        let rules = self.rules.borrow();
+        let holding = rules.iter().filter(|((length, rule), _)| {
+            let differ = bits(rule) ^ bits(key);
+            differ.leading_zeros() >= *length
+        });
+        let longest = holding.max_by_key(|((length, _), _)| *length);
+        longest.map(|(_, rule)| *rule)
     }
 }
 
@@ -287,13 +319,14 @@ impl Tables for MemoryTables {
     }
 
     fn standing(&self, slot: u32) -> Standing {
+        let guard = self.guard(slot).map(|guard| *guard);
         let Guard {
             ingress,
             egress,
             epoch,
             bound,
             ..
-        } = self.guard(slot);
+        } = guard.unwrap_or(Guard::NONE);
         Standing {
             ingress,
             egress,
@@ -302,42 +335,8 @@ impl Tables for MemoryTables {
         }
     }
 
-    fn guard(&self, slot: u32) -> Guard {
-        let guards = self.guards.borrow();
-        guards.get(&slot).copied().unwrap_or(Guard::NONE)
-    }
-
-    fn peer_epoch(&self, place: u32) -> u32 {
-        let epochs = self.peer_epochs.borrow();
-        epochs.get(&place).copied().unwrap_or(0)
-    }
-
-    fn identity(&self, address: &Address) -> u32 {
-        let identities = self.identities.borrow();
-        let holding = identities
-            .iter()
-            .filter(|((length, prefix), _)| within(*length, prefix, address));
-        let longest = holding.max_by_key(|((length, _), _)| *length);
-        longest.map_or(NO_IDENTITY, |(_, identity)| *identity)
-    }
-
-    fn class(&self, key: &PeerKey) -> Option<u32> {
-        self.peers.borrow().get(key).copied()
-    }
-
-    fn rule(&self, key: &RuleKey) -> Option<Rule> {
-        let bits = |key: &RuleKey| {
-            let [high, low] = key.port;
-            let [a, b, c, d] = key.class.to_be_bytes();
-            u64::from_be_bytes([a, b, c, d, key.protocol, high, low, 0])
-        };
-        let rules = self.rules.borrow();
-        let holding = rules.iter().filter(|((length, rule), _)| {
-            let differ = bits(rule) ^ bits(key);
-            differ.leading_zeros() >= *length
-        });
-        let longest = holding.max_by_key(|((length, _), _)| *length);
-        longest.map(|(_, rule)| *rule)
+    fn guard(&self, slot: u32) -> Option<impl Deref<Target = Guard>> {
+        Ref::filter_map(self.guards.borrow(), |guards| guards.get(&slot)).ok()
     }
 
     fn is_source(&self, key: &SourceKey) -> bool {
@@ -371,7 +370,7 @@ impl Tables for MemoryTables {
                     Note::Fin => flow.fin = 1,
                     Note::TwinFin => flow.twin_fin = 1,
                     Note::Reset => flow.reset = 1,
-                    Note::Judged(epochs) => flow.epochs = epochs,
+                    Note::Judged(epoch) => flow.epoch = epoch,
                 }
                 true
             }

@@ -4,7 +4,7 @@ use crate::{
     checksum::Difference,
     flow::Tuple,
     headers::{Family, Headers, Kind, SCTP, UDP},
-    packet::{Packet, Scope},
+    packet::Packet,
 };
 
 /// Rewrites the addresses and ports of a packet; every checksum stays valid. What is no first
@@ -41,25 +41,12 @@ pub fn translate<F: Family, P: Packet>(
         },
     )?;
     let zero_means_none = headers.protocol == UDP;
-    let checksum = headers.checksum();
-    if rewritten.addresses != Difference::NONE {
-        let scope = Scope {
-            pseudo_header: true,
-            zero_means_none,
-        };
-        packet.fix_transport(checksum, rewritten.addresses, scope)?;
-    }
-    if ports != Difference::NONE {
-        packet.fix_transport(
-            checksum,
-            ports,
-            Scope {
-                pseudo_header: false,
-                zero_means_none,
-            },
-        )?;
-    }
-    Some(())
+    packet.fix_translated(
+        headers.checksum(),
+        rewritten.addresses,
+        ports,
+        zero_means_none,
+    )
 }
 
 /// Changes the ports of an SCTP packet, whose checksum covers no addresses.

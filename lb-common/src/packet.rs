@@ -47,6 +47,28 @@ pub trait Packet {
     /// Corrects the transport checksum at `offset` for changed bytes.
     fn fix_transport(&mut self, offset: usize, change: Difference, scope: Scope) -> Option<()>;
 
+    /// Corrects the transport checksum at `offset` for addresses, which are in its pseudo-header, and for
+    /// ports. In UDP, where `zero_means_none`, a field of zero stays what it is.
+    #[inline(always)]
+    fn fix_translated(
+        &mut self,
+        offset: usize,
+        addresses: Difference,
+        ports: Difference,
+        zero_means_none: bool,
+    ) -> Option<()> {
+        for (change, pseudo_header) in [(addresses, true), (ports, false)] {
+            if change != Difference::NONE {
+                let scope = Scope {
+                    pseudo_header,
+                    zero_means_none,
+                };
+                self.fix_transport(offset, change, scope)?;
+            }
+        }
+        Some(())
+    }
+
     /// As [`crc32c::corrected`], which is long: it may be wanted in one place.
     #[inline(always)]
     fn corrected_crc(&self, field: [u8; 4], old: [u8; 4], new: [u8; 4], length: u32) -> [u8; 4] {

@@ -19,8 +19,6 @@ pub const MAX_PEERS: usize = 1_048_576;
 pub const MAX_RULES: usize = 1_048_576;
 /// Prefixes that pods may send from besides their own addresses that fit.
 pub const MAX_POD_SOURCES: usize = 16_384;
-/// Epochs of peers; those whose addresses have one remainder share theirs.
-pub const PEER_EPOCHS: usize = 65_536;
 
 /// The identity of an address that no policy tells apart from others.
 pub const NO_IDENTITY: u32 = 0;
@@ -150,18 +148,6 @@ pub struct SourceKey {
 impl SourceKey {
     /// Bits of the key that come before the address, for prefix lengths.
     pub const SLOT_BITS: u32 = 32;
-}
-
-/// The index into `PEER_EPOCHS` of an address.
-#[inline(always)]
-pub fn peer_epoch(address: &Address) -> u32 {
-    let mut digest = 0;
-    for word in address.bytes.as_chunks::<4>().0 {
-        digest = (digest ^ u32::from_ne_bytes(*word))
-            .wrapping_mul(0x9e37_79b1)
-            .rotate_left(13);
-    }
-    digest % PEER_EPOCHS as u32
 }
 
 const _: () = assert!(size_of::<PeerKey>() == 8);

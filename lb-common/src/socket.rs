@@ -26,6 +26,9 @@ pub const MAX_SOCKETS: usize = 131_072;
 pub struct Settings {
     /// Cookie of the node's own network namespace; 0 stands for the one that the kernel began with.
     pub namespace: u64,
+    /// Cookie of the agent's socket whose next call tells `namespace`; 0 where that is known. Before 5.14
+    /// only a program can learn it.
+    pub asking: u64,
     /// The node's primary addresses, by which services know its processes; [`UNSPECIFIED`] where
     /// there is none or it is not known yet.
     pub v4: Address,
@@ -38,6 +41,7 @@ pub struct Settings {
 impl Settings {
     pub const NONE: Self = Self {
         namespace: 0,
+        asking: 0,
         v4: UNSPECIFIED,
         v6: UNSPECIFIED,
         everywhere: 0,
@@ -356,6 +360,6 @@ fn note<T: Sockets>(
     tables.remember(&key, &socket);
 }
 
-const _: () = assert!(size_of::<Settings>() == 48);
+const _: () = assert!(size_of::<Settings>() == 56);
 const _: () = assert!(size_of::<SocketKey>() == 32);
 const _: () = assert!(size_of::<Socket>() == 32);

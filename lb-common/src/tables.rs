@@ -1,5 +1,7 @@
 //! The tables as the packet path sees them: one method per look-up.
 
+use core::ops::Deref;
+
 use crate::{
     address::Address,
     affinity::Rank,
@@ -33,8 +35,8 @@ pub enum Note {
     Fin,
     TwinFin,
     Reset,
-    /// Policy has allowed it as of these [`Flow::epochs`].
-    Judged(u64),
+    /// Policy has allowed it as of this [`Flow::epoch`].
+    Judged(u32),
 }
 
 /// Why a flow could not be inserted.
@@ -44,7 +46,16 @@ pub enum NotInserted {
     Full,
 }
 
-pub trait Tables {
+/// What policy is judged by: all that [`crate::enforce::rule`] looks up, wherever it runs.
+pub trait Rules {
+    /// The identity of an address, or [`crate::policy::NO_IDENTITY`].
+    fn identity(&self, address: &Address) -> u32;
+    /// The class of rules that a rule set has for an identity, if it has one.
+    fn class(&self, key: &PeerKey) -> Option<u32>;
+    fn rule(&self, key: &RuleKey) -> Option<Rule>;
+}
+
+pub trait Tables: Rules {
     /// The endpoint slot of a pod's interface, or [`crate::endpoint::NO_SLOT`].
     fn slot(&self, interface: u32) -> u32;
     /// What a frontend leads to.
@@ -71,15 +82,8 @@ pub trait Tables {
 
     /// What holds for an endpoint. Its epoch is read before anything else of it.
     fn standing(&self, slot: u32) -> Standing;
-    /// The guard of an endpoint; [`Guard::NONE`] where there is no such slot.
-    fn guard(&self, slot: u32) -> Guard;
-    /// `PEER_EPOCHS[place]`, read before whatever is looked up later.
-    fn peer_epoch(&self, place: u32) -> u32;
-    /// The identity of an address, or [`crate::policy::NO_IDENTITY`].
-    fn identity(&self, address: &Address) -> u32;
-    /// The class of rules that a rule set has for an identity, if it has one.
-    fn class(&self, key: &PeerKey) -> Option<u32>;
-    fn rule(&self, key: &RuleKey) -> Option<Rule>;
+    /// The guard of an endpoint, where it is: `None` where there is no such slot.
+    fn guard(&self, slot: u32) -> Option<impl Deref<Target = Guard>>;
     /// Whether an endpoint may send from an address besides its own.
     fn is_source(&self, key: &SourceKey) -> bool;
 
@@ -102,7 +106,7 @@ pub trait Tables {
     fn count_lost_event(&self);
     /// Counts something that happened at an endpoint.
     fn tally(&self, key: &TallyKey);
-    /// CLOCK_MONOTONIC in nanoseconds.
+    /// CLOCK_MONOTONIC in nanoseconds, to the kernel's tick: a few milliseconds.
     fn now(&self) -> u64;
     fn random(&self) -> u32;
 }

@@ -4,12 +4,15 @@
     reason = "values are copied out of kernel memory, and a function that the verifier knows is named by symbol"
 )]
 
+use core::ops::Deref;
+
 use aya_ebpf::{
+    Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
     btf_maps::{
         Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
     },
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, generated::bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use lb_common::{
@@ -25,8 +28,8 @@ use lb_common::{
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
     fragment::{FragmentKey, MAX_FRAGMENTS, Ports},
     policy::{
-        Guard, MAX_IDENTITIES, MAX_PEERS, MAX_POD_SOURCES, MAX_RULES, NO_IDENTITY,
-        PEER_EPOCHS as EPOCHS, PeerKey, Rule, RuleKey, SourceKey,
+        Guard, MAX_IDENTITIES, MAX_PEERS, MAX_POD_SOURCES, MAX_RULES, NO_IDENTITY, PeerKey, Rule,
+        RuleKey, SourceKey,
     },
     reason::Reason,
     scratch::Scratch,
@@ -36,7 +39,7 @@ use lb_common::{
         RangeKey, Target,
     },
     socket::{MAX_SOCKETS, Settings, Socket, SocketKey, Sockets},
-    tables::{FlowTable, NotInserted, Note, Tables},
+    tables::{FlowTable, NotInserted, Note, Rules, Tables},
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -94,6 +97,10 @@ static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static HALF_OPEN: LruHashMap<FlowKey, Flow, MAX_HALF_OPEN> = LruHashMap::new();
 
+/// 1 where the kernel tells the time of its last tick (5.11), without reading a clock.
+#[unsafe(no_mangle)]
+static HAS_COARSE_CLOCK: Global<u8> = Global::new(0);
+
 /// What the programs of processes must know of the node.
 #[btf_map]
 static SETTINGS: Array<Settings, 1> = Array::new();
@@ -105,10 +112,6 @@ static SOCKETS: LruHashMap<SocketKey, Socket, MAX_SOCKETS> = LruHashMap::new();
 /// What each pod may say it is, and what policy says of it, by endpoint slot.
 #[btf_map]
 static GUARDS: Array<Guard, { MAX_SLOTS as usize }, MAPPED> = Array::new();
-
-/// How often what depends on a peer has changed.
-#[btf_map]
-static PEER_EPOCHS: Array<u32, EPOCHS, MAPPED> = Array::new();
 
 /// Which of the peers that policies tell apart an address is.
 #[btf_map]
@@ -181,6 +184,28 @@ pub fn scratch() -> Option<&'static mut Scratch> {
 
 /// The tables of the kernel.
 pub struct KernelTables;
+
+impl Rules for KernelTables {
+    #[inline(always)]
+    fn identity(&self, address: &Address) -> u32 {
+        let bits = 8 * size_of::<Address>() as u32;
+        IDENTITIES
+            .get(&Key::new(bits, *address))
+            .copied()
+            .unwrap_or(NO_IDENTITY)
+    }
+
+    #[inline(always)]
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        // SAFETY: copied at once.
+        unsafe { PEERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        RULES.get(&Key::new(RuleKey::PORT_BITS, *key)).copied()
+    }
+}
 
 impl Tables for KernelTables {
     #[inline(always)]
@@ -296,36 +321,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn guard(&self, slot: u32) -> Guard {
-        GUARDS.get(slot).copied().unwrap_or(Guard::NONE)
-    }
-
-    #[inline(always)]
-    fn peer_epoch(&self, place: u32) -> u32 {
-        // SAFETY: the map's value is an aligned `u32` that userspace stores in one go.
-        PEER_EPOCHS
-            .get_ptr(place)
-            .map_or(0, |value| unsafe { value.read_volatile() })
-    }
-
-    #[inline(always)]
-    fn identity(&self, address: &Address) -> u32 {
-        let bits = 8 * size_of::<Address>() as u32;
-        IDENTITIES
-            .get(&Key::new(bits, *address))
-            .copied()
-            .unwrap_or(NO_IDENTITY)
-    }
-
-    #[inline(always)]
-    fn class(&self, key: &PeerKey) -> Option<u32> {
-        // SAFETY: copied at once.
-        unsafe { PEERS.get(key) }.copied()
-    }
-
-    #[inline(always)]
-    fn rule(&self, key: &RuleKey) -> Option<Rule> {
-        RULES.get(&Key::new(RuleKey::PORT_BITS, *key)).copied()
+    fn guard(&self, slot: u32) -> Option<impl Deref<Target = Guard>> {
+        GUARDS.get(slot)
     }
 
     #[inline(always)]
@@ -381,7 +378,7 @@ impl Tables for KernelTables {
                 Note::Fin => (&raw mut (*flow).fin).write_volatile(1),
                 Note::TwinFin => (&raw mut (*flow).twin_fin).write_volatile(1),
                 Note::Reset => (&raw mut (*flow).reset).write_volatile(1),
-                Note::Judged(epochs) => (&raw mut (*flow).epochs).write_volatile(epochs),
+                Note::Judged(epoch) => (&raw mut (*flow).epoch).write_volatile(epoch),
             }
         }
         true
@@ -448,8 +445,14 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn now(&self) -> u64 {
-        // SAFETY: a helper call without arguments.
-        unsafe { bpf_ktime_get_ns() }
+        // SAFETY: helper calls without arguments.
+        unsafe {
+            if HAS_COARSE_CLOCK.load() == 1 {
+                bpf_ktime_get_coarse_ns()
+            } else {
+                bpf_ktime_get_ns()
+            }
+        }
     }
 
     #[inline(always)]
@@ -489,6 +492,14 @@ impl Sockets for KernelTables {
     fn remember(&self, key: &SocketKey, socket: &Socket) {
         // Where it cannot be, a process is told the backend's address.
         let _ = SOCKETS.insert(key, socket, 0);
+    }
+}
+
+/// Tells the agent which network namespace it has asked from.
+pub fn set_namespace(cookie: u64) {
+    if let Some(settings) = SETTINGS.get_ptr_mut(0) {
+        // SAFETY: one aligned `u64` of a map.
+        unsafe { (&raw mut (*settings).namespace).write_volatile(cookie) };
     }
 }
 

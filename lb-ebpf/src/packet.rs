@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::Address,
-    checksum::Difference,
+    checksum::{Difference, Field},
     flow::Tuple,
     packet::{ETHERNET, Hop, Packet, Route, Scope},
 };
@@ -163,6 +163,38 @@ impl<const NETWORK: usize> Packet for Skb<NETWORK> {
         self.context
             .l4_csum_replace(offset, 0, u64::from(change.sum()), flags)
             .ok()
+    }
+
+    /// What the helper did to the field shows what it is, so that ports need no second call.
+    #[inline(always)]
+    fn fix_translated(
+        &mut self,
+        offset: usize,
+        addresses: Difference,
+        ports: Difference,
+        zero_means_none: bool,
+    ) -> Option<()> {
+        let scope = |pseudo_header| Scope {
+            pseudo_header,
+            zero_means_none,
+        };
+        let before = self.load(offset)?;
+        if addresses != Difference::NONE {
+            self.fix_transport(offset, addresses, scope(true))?;
+        }
+        if ports == Difference::NONE {
+            return Some(());
+        }
+        let after = self.load(offset)?;
+        match addresses.shows(before, after) {
+            Field::Complete => {
+                let field = ports.apply(after);
+                let none = zero_means_none && field == [0; 2];
+                self.store(offset, if none { &[0xff; 2] } else { &field })
+            }
+            Field::Begun => Some(()),
+            Field::Unclear => self.fix_transport(offset, ports, scope(false)),
+        }
     }
 
     #[inline(always)]

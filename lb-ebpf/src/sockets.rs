@@ -21,7 +21,7 @@ use lb_common::{
     tables::Tables as _,
 };
 
-use crate::maps::KernelTables;
+use crate::maps::{KernelTables, set_namespace};
 
 /// Whether a call can be made to fail with an error of our choice: 1 where the kernel has
 /// `bpf_set_retval` for these hooks (6.1). Else the address stays, and the packets are refused.
@@ -163,6 +163,9 @@ fn place(ctx: &SockAddrContext, caller: &mut Caller) -> bool {
     let settings = KernelTables.settings();
     // SAFETY: the context is the one the kernel passed in.
     let own = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if caller.cookie == settings.asking {
+        set_namespace(own);
+    }
     let node = match settings.namespace {
         // SAFETY: without a context it is the namespace that the kernel began with.
         0 => unsafe { bpf_get_netns_cookie(null_mut()) },

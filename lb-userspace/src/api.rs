@@ -25,6 +25,7 @@ use crate::{
     drops::Drop,
     explain::{Explanation, Question},
     names::Names,
+    policies::Policy,
     status::Status,
 };
 
@@ -37,6 +38,7 @@ pub enum Query {
     Status(oneshot::Sender<Status>),
     Names(oneshot::Sender<Names>),
     Drops(oneshot::Sender<Vec<Drop>>),
+    Policies(oneshot::Sender<Vec<Policy>>),
     Explain(Question, oneshot::Sender<Result<Explanation, String>>),
     /// What a container runtime asks for; answered when it is done, or why it is not.
     Attachment(cni::Request, oneshot::Sender<Result<(), String>>),
@@ -86,6 +88,10 @@ pub async fn serve(listener: UnixListener, queries: mpsc::Sender<Query>) -> io::
             routing::get(async |state| ask(state, Query::Drops).await),
         )
         .route(
+            "/policies",
+            routing::get(async |state| ask(state, Query::Policies).await),
+        )
+        .route(
             "/explain",
             routing::post(async |state, Json(question)| {
                 ask(state, |answer| Query::Explain(question, answer)).await
@@ -124,6 +130,11 @@ pub async fn names(socket: &Path) -> Result<Option<Names>> {
 /// What was dropped lately; `None` where no agent runs.
 pub async fn drops(socket: &Path) -> Result<Option<Vec<Drop>>> {
     fetch(socket, "/drops").await
+}
+
+/// The policies, with the pods of this node that they select; `None` where no agent runs.
+pub async fn policies(socket: &Path) -> Result<Option<Vec<Policy>>> {
+    fetch(socket, "/policies").await
 }
 
 /// What becomes of a connection, or why that cannot be said; `None` where no agent runs.

@@ -1,4 +1,5 @@
-//! Kubernetes Events about this node and its Services, as kube-proxy makes them. They are told as far
+//! Kubernetes Events about this node and its Services, as kube-proxy makes them, and about pods that
+//! are cut off. They are told as far
 //! as the apiserver takes them; nothing waits for them.
 
 use std::time::Duration;
@@ -11,7 +12,10 @@ use kube::{
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::{debug, warn};
 
-use crate::world::ObjectKey;
+use crate::{
+    policies::closed_text,
+    world::{ObjectKey, PolicyName},
+};
 
 /// Time for the apiserver to take an event.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +35,11 @@ pub enum Notice {
     NoMetricsServer(String),
     /// The server on a service's `healthCheckNodePort` cannot be started.
     NoHealthCheck { service: ObjectKey, why: String },
+    /// The tables have no room for these policies, and so nothing may reach or leave a pod.
+    Closed {
+        pod: ObjectKey,
+        policies: Vec<PolicyName>,
+    },
 }
 
 /// Where notices go.
@@ -129,6 +138,23 @@ impl Notice {
                 let event = warning("FailedToStartServiceHealthcheck", "Listen", why);
                 (about_service, event)
             }
+            Self::Closed { pod, policies } => {
+                let about = |kind: &str, key: ObjectKey| ObjectReference {
+                    kind: Some(kind.to_owned()),
+                    namespace: Some(key.namespace).filter(|namespace| !namespace.is_empty()),
+                    name: Some(key.name),
+                    ..ObjectReference::default()
+                };
+                let event = warning(
+                    "PolicyNotProgrammed",
+                    "ProgramPolicy",
+                    closed_text(&policies),
+                );
+                let policy = policies.into_iter().next();
+                let secondary =
+                    policy.map(|PolicyName { kind, key }| about(&kind.to_string(), key));
+                (about("Pod", pod), Event { secondary, ..event })
+            }
         }
     }
 }
@@ -141,7 +167,7 @@ fn cut(mut text: String) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use http::{Request, Response};
     use http_body_util::BodyExt as _;
     use kube::client::Body;
@@ -150,7 +176,7 @@ mod tests {
     use super::*;
 
     /// An apiserver that tells what was sent to it, and answers with `status`.
-    fn apiserver(status: u16) -> (Client, mpsc::UnboundedReceiver<(String, Value)>) {
+    pub fn apiserver(status: u16) -> (Client, mpsc::UnboundedReceiver<(String, Value)>) {
         let (sender, sent) = mpsc::unbounded_channel();
         let service = tower::service_fn(move |request: Request<Body>| {
             let sender = sender.clone();

@@ -2,13 +2,20 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use lb_common::policy::{CLOSED, NO_RULE, Rule};
+use lb_common::{
+    address::from_ip,
+    enforce,
+    policy::{CLOSED, NO_RULE, Rule},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compile::policy::{LastNumbers, Policies, Sizes},
-    world::{Change, Family, ObjectKey, PolicyDirty, World, policy::Direction},
+    compile::policy::Policies,
+    world::{Change, Family, ObjectKey, Protocol, World, policy::Direction},
 };
+
+/// How many backends of a service are named to whoever asks about it.
+const NAMED: usize = 3;
 
 /// A connection that somebody asks about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,15 +30,71 @@ pub struct Question {
 
 impl Question {
     /// The packet that it is about.
+    ///
+    /// # Errors
+    ///
+    /// A text for whoever asks: no such pod, no addresses of one family, or a service instead of a
+    /// backend, of which policies know nothing.
     pub fn packet(&self, world: &World) -> Result<Packet, String> {
         let (source, destination) = addresses(world, &self.source, &self.destination)?;
-        Ok(Packet {
+        let packet = Packet {
             source,
             destination,
             protocol: self.protocol,
             port: self.port,
-        })
+        };
+        match service_at(world, &packet) {
+            Some(service) => Err(no_peer(world, &packet, service)),
+            None => Ok(packet),
+        }
     }
+}
+
+/// The service that a packet is sent to.
+fn service_at<'a>(world: &'a World, packet: &Packet) -> Option<&'a ObjectKey> {
+    let protocols = Protocol::ALL.into_iter();
+    let mut named = protocols.filter(|protocol| protocol.number() == packet.protocol);
+    let external = named
+        .next()
+        .and_then(|protocol| world.owner_of_external(packet.destination, packet.port, protocol));
+    world.owner_of(packet.destination).or(external)
+}
+
+/// Says whom to ask about instead of a service.
+fn no_peer(world: &World, packet: &Packet, service: &ObjectKey) -> String {
+    let Packet {
+        destination,
+        protocol,
+        port,
+        ..
+    } = *packet;
+    let ports = world.service(service).into_iter().flat_map(|it| &it.ports);
+    let mut ports = ports.filter(|it| (it.port, it.protocol.number()) == (port, protocol));
+    let Some(asked) = ports.next() else {
+        return format!("Service {service} at {destination} has no such port {port}");
+    };
+    let slices = world.slices_of(service).map(|(_, slice)| slice);
+    let slices = slices.filter(|slice| slice.family == Family::of(destination));
+    let backends = slices.flat_map(|slice| {
+        let ports = slice.ports.iter();
+        let ports = ports.filter(|it| (&it.name, it.protocol) == (&asked.name, asked.protocol));
+        let ready = slice.endpoints.iter().filter(|endpoint| endpoint.ready);
+        ports.flat_map(move |port| {
+            ready
+                .clone()
+                .map(|it| format!("{} {}", it.address, port.port))
+        })
+    });
+    let backends: Vec<String> = backends.take(NAMED).collect();
+    if backends.is_empty() {
+        return format!(
+            "Service {service} at {destination} has no ready endpoints for port {port}"
+        );
+    }
+    format!(
+        "{destination} is Service {service}, and policies are about its backends: ask about {}",
+        backends.join(" or ")
+    )
 }
 
 /// One end of a connection.
@@ -161,15 +224,13 @@ pub fn everywhere(changes: impl IntoIterator<Item = Change>) -> World {
 
 /// What becomes of a packet in the world of [`everywhere`].
 pub fn explain_everywhere(packet: Packet, world: &World) -> Explanation {
-    let mut policies = Policies::new(Sizes::KERNEL, LastNumbers::default());
-    policies.update(world, &PolicyDirty::default());
+    let policies = Policies::boundless(world);
     explain(packet, world, |pod, direction| {
         let sets = policies.tables().endpoints.get(pod);
         let rule_set = sets.map_or(CLOSED, |sets| sets.of(direction));
-        let peer = packet.peer(direction);
-        let rule = policies
-            .tables()
-            .rule(rule_set, peer, packet.protocol, packet.port);
+        let peer = from_ip(packet.peer(direction));
+        let (protocol, port) = (packet.protocol, packet.port);
+        let rule = enforce::rule(policies.tables(), rule_set, &peer, protocol, port);
         Some(Verdict::new(pod, direction, rule_set, rule, &policies))
     })
 }
@@ -187,7 +248,9 @@ pub fn explain(
     } = packet;
     let (sender, receiver) = (pod_at(world, source), pod_at(world, destination));
     let exempt = match (&sender, &receiver) {
-        _ if source == destination => Some("a pod may always reach itself".to_owned()),
+        _ if source == destination => {
+            Some("a pod may always reach itself by its own address".to_owned())
+        }
         (None, None) => Some("neither end is a pod with its own network".to_owned()),
         (None, Some((pod, node))) => {
             let node = world.node(node);
@@ -233,7 +296,7 @@ impl Verdict {
         pod: &ObjectKey,
         direction: Direction,
         rule_set: u32,
-        rule: Option<Rule>,
+        rule: Rule,
         policies: &Policies,
     ) -> Self {
         let named = |number: u32| match number {
@@ -244,10 +307,10 @@ impl Verdict {
         Self {
             pod: pod.to_string(),
             direction: direction.to_string(),
-            allowed: rule.is_some_and(|rule| rule.allow == 1),
-            rule: rule.and_then(|rule| named(rule.rule)),
-            audited_allowed: rule.is_some_and(|rule| rule.audited_allow == 1),
-            audited_rule: rule.and_then(|rule| named(rule.audited_rule)),
+            allowed: rule.allow == 1,
+            rule: named(rule.rule),
+            audited_allowed: rule.audited_allow == 1,
+            audited_rule: named(rule.audited_rule),
             policies: selecting.map(ToString::to_string).collect(),
         }
     }
@@ -327,6 +390,21 @@ spec:
   podSelector: {matchLabels: {app: pay}}
   ingress: [{from: [{podSelector: {matchLabels: {app: cart}}}], ports: [{port: 80}]}]
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: pay, namespace: shop}
+spec:
+  clusterIP: 10.96.0.10
+  externalIPs: [203.0.113.7]
+  ports: [{name: https, port: 443}, {name: dns, port: 53}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: pay-1, namespace: shop, labels: {kubernetes.io/service-name: pay}}
+addressType: IPv4
+ports: [{name: https, port: 8443}]
+endpoints: [{addresses: [10.0.0.2]}]
+---
 apiVersion: policy.networking.k8s.io/v1alpha2
 kind: ClusterNetworkPolicy
 metadata: {name: quiet, annotations: {lb.io/policy-audit: 'true'}}
@@ -343,17 +421,41 @@ spec:
         let manifests = Manifests::open(disk.path()).expect("a directory");
         let world = everywhere(manifests.read("").expect("manifests"));
         let [one, other] = [source, destination].map(|text| text.parse().expect("a party"));
-        let (source, destination) = match addresses(&world, &one, &other) {
-            Ok(addresses) => addresses,
-            Err(error) => return error,
-        };
-        let packet = Packet {
-            source,
-            destination,
+        let question = Question {
+            source: one,
+            destination: other,
             protocol: 6,
             port,
         };
-        explain_everywhere(packet, &world).to_string()
+        match question.packet(&world) {
+            Ok(packet) => explain_everywhere(packet, &world).to_string(),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn for_a_service_its_backends_are_named() {
+        for (destination, port, told) in [
+            (
+                "10.96.0.10",
+                443,
+                "10.96.0.10 is Service shop/pay, and policies are about its backends: ask about \
+                 10.0.0.2 8443",
+            ),
+            (
+                "10.96.0.10",
+                444,
+                "Service shop/pay at 10.96.0.10 has no such port 444",
+            ),
+            (
+                "203.0.113.7",
+                53,
+                "Service shop/pay at 203.0.113.7 has no ready endpoints for port 53",
+            ),
+        ] {
+            assert_eq!(explained("shop/cart", destination, port), told);
+        }
+        assert!(explained("shop/cart", "203.0.113.7", 54).contains("allowed"));
     }
 
     #[test]
@@ -388,7 +490,7 @@ spec:
             (
                 "shop/cart",
                 "shop/cart",
-                "fd00::1 to fd00::1: allowed: a pod may always reach itself\n",
+                "fd00::1 to fd00::1: allowed: a pod may always reach itself by its own address\n",
             ),
             (
                 "8.8.8.8",

@@ -8,7 +8,7 @@ use lb_userspace::cli;
 async fn main() -> ExitCode {
     let (cli, settings) = cli::parse();
     match cli::execute(cli, settings).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             eprintln!("lb: {failure}");
             failure.exit_code()

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::compile::PortName;
+use crate::{compile::PortName, world::ObjectKey};
 
 /// What the agent knows and the tables do not say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,12 @@ pub struct Names {
     pub pid: u32,
     /// The service port of each service index.
     pub services: BTreeMap<u32, PortName>,
+    /// The pod of each endpoint slot.
+    #[serde(default)]
+    pub pods: BTreeMap<u32, ObjectKey>,
+    /// What each number of a rule stands for.
+    #[serde(default)]
+    pub rules: BTreeMap<u32, String>,
 }
 
 impl Names {
@@ -89,6 +95,8 @@ mod tests {
         let names = Names {
             pid: 7,
             services: BTreeMap::from([(3, name)]),
+            pods: BTreeMap::from([(1, ObjectKey::new("default", "web-0"))]),
+            rules: BTreeMap::from([(7, "NetworkPolicy default/p ingress rule 0".to_owned())]),
         };
         names.write(&path).expect("written");
         File::options()

@@ -1,5 +1,7 @@
 //! The tables as text: one line per entry, with names.
 
+mod policies;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -14,8 +16,10 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::policies::{Policies, PolicyEntries};
 use crate::{
     compile::{BackendKey, Choice, PortName, Range},
+    names::Names,
     plan::{ServiceTables, index},
     status,
     world::Protocol,
@@ -34,6 +38,8 @@ pub struct Dump {
     pub interfaces: Vec<Interface>,
     pub endpoints: Vec<PodAddress>,
     pub devices: Vec<Outlet>,
+    #[serde(flatten)]
+    pub policies: Policies,
 }
 
 /// An entry of `FRONTENDS`.
@@ -201,16 +207,18 @@ pub struct NodeTables {
     pub interfaces: BTreeMap<u32, u32>,
     pub endpoints: BTreeMap<Address, Endpoint>,
     pub devices: BTreeMap<u32, Device>,
+    pub policies: PolicyEntries,
 }
 
 /// The entries of all tables.
-pub fn dump(tables: &ServiceTables, names: &BTreeMap<u32, PortName>, node: &NodeTables) -> Dump {
+pub fn dump(tables: &ServiceTables, names: &Names, node: &NodeTables) -> Dump {
     let NodeTables {
         interfaces,
         endpoints,
         devices,
+        policies,
     } = node;
-    let name = |service: &u32| names.get(service).cloned();
+    let name = |service: &u32| names.services.get(service).cloned();
     let headers: BTreeMap<_, _> = tables
         .services
         .iter()
@@ -299,6 +307,7 @@ pub fn dump(tables: &ServiceTables, names: &BTreeMap<u32, PortName>, node: &Node
                 xdp: device.xdp != 0,
             })
             .collect(),
+        policies: Policies::of(policies, names),
     }
 }
 
@@ -405,6 +414,7 @@ impl fmt::Display for Dump {
             interfaces,
             endpoints,
             devices,
+            policies,
         } = self;
         let known = |name: &Option<PortName>| match name {
             Some(name) => format!(" {name}"),
@@ -497,7 +507,7 @@ impl fmt::Display for Dump {
                 sources.join(", ")
             )?;
         }
-        Ok(())
+        policies.fmt(f)
     }
 }
 

@@ -116,6 +116,7 @@ async fn agent(directory: &Path) -> Result<()> {
                 Query::Status(answer) => drop(answer.send(status())),
                 Query::Names(answer) => drop(answer.send(Names::default())),
                 Query::Drops(answer) => drop(answer.send(Vec::new())),
+                Query::Policies(answer) => drop(answer.send(Vec::new())),
                 Query::Explain(_, answer) => drop(answer.send(Err("no".to_owned()))),
                 Query::Attachment(_, answer) => drop(answer.send(Ok(()))),
             }
@@ -167,6 +168,8 @@ fn with_nothing_to_answer_from_it_ends_with_3() -> Result<()> {
         &["service", "list"],
         &["service", "get", "web"],
         &["dump"],
+        &["policy", "list"],
+        &["policy", "get", "web"],
     ] {
         let output = ends(directory.path(), arguments, 3)?;
         assert!(
@@ -174,6 +177,41 @@ fn with_nothing_to_answer_from_it_ends_with_3() -> Result<()> {
             "{output:?}"
         );
         assert!(output.stdout.is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_comparison_of_policies_ends_as_diff_does() -> Result<()> {
+    let directory = TempDir::new()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n\
+               spec: {nodeName: n1, containers: []}\nstatus: {podIPs: [{ip: 10.0.0.1}]}\n";
+    let policy = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+                  metadata: {name: p}\nspec: {podSelector: {}}\n";
+    let open = file("open.yaml", pod)?;
+    let closed = file("closed.yaml", &format!("{pod}{policy}"))?;
+    let broken = file("broken.yaml", &format!("{pod}---\n{{"))?;
+    for (old, new, code) in [
+        (&*open, &*open, 0),
+        (&open, &closed, 1),
+        (&open, &broken, 2),
+        (&open, "/nowhere", 2),
+    ] {
+        for format in ["text", "json"] {
+            let mut command = Command::new(LB);
+            command
+                .args(["policy", "diff", old, new, "-o", format])
+                .env_clear();
+            let output = command.output()?;
+            assert_eq!(output.status.code(), Some(code), "{old} {new}: {output:?}");
+            let told = stdout(&output).contains("NetworkPolicy default/p isolates for ingress");
+            assert_eq!(told, code == 1, "{output:?}");
+        }
     }
     Ok(())
 }

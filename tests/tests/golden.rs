@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use lb_userspace::{
     compile::{self, Local},
+    names::Names,
     node_view::{NodePortAddresses, NodeView},
     plan::{Allocations, ServiceTables, Sizes},
     render::{self, NodeTables},
@@ -172,7 +173,10 @@ impl Node {
     }
 
     fn render(&self) -> String {
-        let names = self.allocations.names();
+        let names = Names {
+            services: self.allocations.names(),
+            ..Names::default()
+        };
         let mut text = render::dump(&self.tables, &names, &NodeTables::default()).to_string();
         text += "-- resolved\n";
         text += &self.resolved();

@@ -20,8 +20,8 @@ use crate::{
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// The benchmarks to run: tc, xdp, connect, forwarding, updates, policies, enforcement [default:
-    /// all]
+    /// The benchmarks to run: tc, xdp, connect, forwarding, updates, verdicts, policies,
+    /// enforcement [default: all]
     names: Vec<String>,
     /// Print JSON
     #[arg(long)]

@@ -318,8 +318,7 @@ fn row_04_fragments_go_the_way_of_their_first_and_no_other() {
 fn row_04_first_fragments_without_a_whole_header_are_unreadable() {
     for mut fence in fences() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         let syn = wire::tcp(client, one, SYN);
         let transport = if client.is_ipv4() { 34 } else { 54 };
         let rest = &syn[transport..];
@@ -426,8 +425,7 @@ fn row_07_errors_ride_on_live_flows_of_this_pod_only() {
             client, one, two, ..
         } = fence.cast;
         let kind = [[3, 3], [1, 4]][family];
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         fence.allow(CLIENT_INGRESS, one.ip(), What::Everything);
         let sent = wire::udp(client, one, b"?");
         fence.sends(&sent);
@@ -468,8 +466,7 @@ fn row_07_errors_ride_on_live_flows_of_this_pod_only() {
 fn row_08_a_ping_does_not_ride_on_the_other_sides() {
     for mut fence in fences() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         let ping =
             |from: SocketAddr, to: SocketAddr, id| frames::echo(from.ip(), to.ip(), id, false);
         let pong =
@@ -561,8 +558,7 @@ fn row_10_sctp_opens_by_init_alone() {
 fn row_11_segments_out_of_state_open_nothing() {
     for mut fence in fences() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         fence.allow(CLIENT_INGRESS, one.ip(), What::Everything);
         for flags in [
             ACK,
@@ -591,8 +587,7 @@ fn row_11_segments_out_of_state_open_nothing() {
 fn row_11_a_syn_on_a_closed_connection_is_judged() {
     for mut fence in fences() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         fence.sends(&wire::tcp(client, one, SYN));
         fence.receives(&wire::tcp(one, client, RST | ACK));
         // The other side opens on what is left of it.
@@ -610,8 +605,7 @@ fn row_11_a_syn_on_a_closed_connection_is_judged() {
 fn row_12_a_pod_inherits_no_flows() {
     for mut fence in fences() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         fence.sends(&wire::tcp(client, one, SYN));
         fence.receives(&wire::tcp(one, client, SYN | ACK));
         fence.sends(&wire::tcp(client, one, ACK));
@@ -626,8 +620,7 @@ fn row_12_a_pod_inherits_no_flows() {
 fn row_14_full_tables_open_nothing() {
     for mut fence in fences() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         fence.node.tables.flow_limit = Some(0);
         fence.sends(&wire::tcp(client, one, SYN));
         fence.receives(&wire::tcp(one, client, SYN | ACK));
@@ -679,8 +672,7 @@ fn row_22_services_lead_nobody_past_policy() {
 fn row_12_denied_packets_keep_no_flow_alive() {
     for mut fence in fences() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         fence.sends(&wire::udp(client, one, b"?"));
         let seen = |fence: &Fence| {
             let flows = fence.node.tables.half_open.borrow();

@@ -162,8 +162,7 @@ fn row_15_protocols_without_ports_need_rules_without_ports() {
 fn row_16_replies_pass_whatever_the_other_direction_allows() {
     for mut fence in fences() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         assert_eq!(fence.sends(&wire::tcp(client, one, SYN)), Verdict::Pass);
         assert_eq!(
             fence.receives(&wire::tcp(one, client, SYN | ACK)),
@@ -230,8 +229,7 @@ fn row_17_errors_about_allowed_flows_pass_and_no_others() {
         let Cast {
             client, one, two, ..
         } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         let syn = wire::tcp(client, one, SYN);
         let ping = frames::echo(client.ip(), one.ip(), 7, false);
         for kind in [UNREACHABLE[family], TOO_BIG[family]] {
@@ -260,12 +258,11 @@ fn row_17_errors_about_allowed_flows_pass_and_no_others() {
 fn row_17_errors_about_flows_that_were_allowed_once_do_not_pass() {
     for (family, mut fence) in fences().into_iter().enumerate() {
         let Cast { client, one, .. } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         let syn = wire::tcp(client, one, SYN);
         fence.sends(&syn);
         let error = wire::error(one.ip(), client.ip(), UNREACHABLE[family], &syn);
-        fence.bump(one.ip());
+        fence.bump(CLIENT_SLOT);
         assert_eq!(fence.receives(&error), Verdict::Pass);
         fence.forbid(CLIENT_EGRESS, one.ip());
         assert_eq!(fence.receives(&error), DENIED_EGRESS);
@@ -301,7 +298,7 @@ fn row_18_the_node_reaches_its_own_pods() {
             Verdict::Pass
         );
         // A change of policy changes nothing about that.
-        fence.bump(one.ip());
+        fence.bump(CLIENT_SLOT);
         assert_eq!(
             fence.receives_from_node(&wire::tcp(one, client, ACK)),
             Verdict::Pass
@@ -373,7 +370,7 @@ fn row_22_a_pod_that_reaches_itself_is_judged_as_itself() {
         let reserved = wire::read(&sent.bytes).from;
         let answer = wire::tcp(own, reserved, SYN | ACK);
         assert_eq!(fence.sends(&answer), Verdict::Redirect(CLIENT));
-        fence.bump(own.ip());
+        fence.bump(CLIENT_SLOT);
         assert_eq!(fence.sends(&answer), Verdict::Redirect(CLIENT));
         fence.forbid(CLIENT_INGRESS, own.ip());
         assert_eq!(fence.sends(&answer), DENIED_INGRESS);
@@ -447,8 +444,7 @@ fn row_24_established_flows_are_judged_again_after_a_change() {
     for (from_client, by_peer) in [(true, true), (true, false), (false, true), (false, false)] {
         for mut fence in fences() {
             let Cast { client, one, .. } = fence.cast;
-            fence.isolate_client();
-            fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+            fence.confine_client(one.ip());
             fence.sends(&wire::tcp(client, one, SYN));
             fence.receives(&wire::tcp(one, client, SYN | ACK));
             fence.sends(&wire::tcp(client, one, ACK));
@@ -467,8 +463,7 @@ fn row_24_established_flows_are_judged_again_after_a_change() {
             }
             assert_eq!(next(&fence), DENIED_EGRESS);
             // A deny is not remembered: what is allowed again goes on.
-            fence.isolate_client();
-            fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+            fence.confine_client(one.ip());
             assert_eq!(next(&fence), Verdict::Pass);
         }
     }
@@ -483,8 +478,7 @@ fn row_24_flows_from_before_a_pod_was_isolated_are_judged() {
         } = fence.cast;
         fence.sends(&wire::udp(client, one, b"?"));
         fence.sends(&wire::udp(client, two, b"?"));
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        fence.confine_client(one.ip());
         assert_eq!(fence.receives(&wire::udp(one, client, b"!")), Verdict::Pass);
         assert_eq!(fence.receives(&wire::udp(two, client, b"!")), DENIED_EGRESS);
     }
@@ -550,19 +544,16 @@ fn row_24_little_else_is_taken_for_a_connection_older_than_us() {
 #[test]
 fn row_24_a_flow_is_judged_once_between_changes() {
     for mut fence in fences() {
-        let Cast {
-            client, one, two, ..
-        } = fence.cast;
-        fence.isolate_client();
-        fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+        let Cast { client, one, .. } = fence.cast;
+        fence.confine_client(one.ip());
         fence.sends(&wire::udp(client, one, b"?"));
         // Without an epoch, a change is none.
         fence.node.tables.rules.borrow_mut().clear();
         assert_eq!(fence.sends(&wire::udp(client, one, b"?")), Verdict::Pass);
         assert_eq!(fence.receives(&wire::udp(one, client, b"!")), Verdict::Pass);
-        fence.bump(two.ip());
+        fence.bump(SERVER_SLOT);
         assert_eq!(fence.sends(&wire::udp(client, one, b"?")), Verdict::Pass);
-        fence.bump(one.ip());
+        fence.bump(CLIENT_SLOT);
         assert_eq!(fence.sends(&wire::udp(client, one, b"?")), DENIED_EGRESS);
     }
 }

@@ -7,10 +7,10 @@ use crate::{
     address::{UNSPECIFIED, from_ip},
     event::Event,
     flow::Direction,
-    memory::Frame,
+    memory::{Frame, MemoryTables},
     packet::Verdict,
     pipeline::Inline,
-    policy::{Guard, OPEN, PeerKey, Rule, RuleKey, SourceKey, peer_epoch},
+    policy::{Guard, OPEN, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
     scratch::Scratch,
     service::{FrontendKey, Target},
@@ -33,6 +33,12 @@ pub enum What {
     Port(u8, u16),
     /// Protocol, first port, and how many bits of it count.
     Ports(u8, u16, u32),
+}
+
+/// Has the flows of every endpoint judged again.
+pub fn bump_all(tables: &MemoryTables) {
+    let mut guards = tables.guards.borrow_mut();
+    guards.values_mut().for_each(|guard| guard.epoch += 1);
 }
 
 /// A node with a client pod, and a server pod that has [`Cast::one`]'s address where a test says so.
@@ -68,6 +74,12 @@ impl Fence {
     /// Isolates the client in both directions, with nothing allowed yet.
     pub fn isolate_client(&self) {
         self.isolate(CLIENT_SLOT, CLIENT_INGRESS, CLIENT_EGRESS);
+    }
+
+    /// Isolates the client, which may send anything to this peer, and nothing else.
+    pub fn confine_client(&mut self, peer: IpAddr) {
+        self.isolate_client();
+        self.allow(CLIENT_EGRESS, peer, What::Everything);
     }
 
     /// Isolates what the server receives.
@@ -142,7 +154,7 @@ impl Fence {
     pub fn set(&mut self, rule_set: u32, peer: IpAddr, what: What, rule: Rule) {
         let class = self.class(rule_set, peer);
         self.write(class, what, rule);
-        self.bump(peer);
+        bump_all(&self.node.tables);
     }
 
     /// Has a rule set allow something of everybody of whom it says nothing else.
@@ -155,13 +167,12 @@ impl Fence {
         let class = self.class(rule_set, peer);
         let rules = &self.node.tables.rules;
         rules.borrow_mut().retain(|(_, key), _| key.class != class);
-        self.bump(peer);
+        bump_all(&self.node.tables);
     }
 
-    pub fn bump(&self, peer: IpAddr) {
-        let place = peer_epoch(&from_ip(peer));
-        let mut epochs = self.node.tables.peer_epochs.borrow_mut();
-        *epochs.entry(place).or_default() += 1;
+    /// Has the flows of an endpoint judged again.
+    pub fn bump(&self, slot: u32) {
+        self.edit(slot, |_| {});
     }
 
     /// Makes an address one of this node's.

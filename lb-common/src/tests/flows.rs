@@ -317,3 +317,23 @@ fn expiry_removes_what_is_silent_and_only_that() {
         assert_eq!(counts(&connection.node), (0, 0));
     }
 }
+
+#[test]
+fn a_flow_that_begins_afresh_leaves_the_replys_key_to_whoever_has_it() {
+    for cast in casts() {
+        let connection = Connection::established(cast);
+        connection.send(RST);
+        // Since then a flow of another client has taken the key.
+        let taken = {
+            let mut flows = connection.node.tables.flows.borrow_mut();
+            let reply = flows.iter_mut().find(|(_, flow)| flow.opener == 0);
+            let (key, flow) = reply.expect("the entry of replies");
+            flow.to.destination_port += 1;
+            flow.reset = 0;
+            (*key, *flow)
+        };
+        connection.send(SYN);
+        let flows = connection.node.tables.flows.borrow();
+        assert_eq!(flows.get(&taken.0), Some(&taken.1));
+    }
+}

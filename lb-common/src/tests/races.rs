@@ -1,10 +1,14 @@
 //! What other CPUs do between two steps of ours.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    ops::Deref,
+};
 
 use super::{
-    CLIENT, Cast, Node, casts,
-    fence::{CLIENT_EGRESS, DENIED_EGRESS, Fence, What},
+    CLIENT, Cast, Node, SECOND, casts,
+    fence::{CLIENT_SLOT, DENIED_EGRESS, Fence, bump_all},
     wire,
 };
 use crate::{
@@ -21,7 +25,7 @@ use crate::{
     policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
     service::{Affinity, AffinityKey, Backend, Cidr, Extent, FrontendKey, RangeKey, Target},
-    tables::{FlowTable, NotInserted, Note, Tables},
+    tables::{FlowTable, NotInserted, Note, Rules, Tables},
 };
 
 /// What another CPU does.
@@ -62,6 +66,20 @@ impl<'a> Raced<'a> {
         if let Some((_, act)) = due {
             act(self.tables);
         }
+    }
+}
+
+impl Rules for Raced<'_> {
+    fn identity(&self, address: &Address) -> u32 {
+        self.tables.identity(address)
+    }
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        self.tables.class(key)
+    }
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        let rule = self.tables.rule(key);
+        self.act_if(RULE);
+        rule
     }
 }
 
@@ -111,22 +129,8 @@ impl Tables for Raced<'_> {
     fn standing(&self, slot: u32) -> Standing {
         self.tables.standing(slot)
     }
-    fn guard(&self, slot: u32) -> Guard {
+    fn guard(&self, slot: u32) -> Option<impl Deref<Target = Guard>> {
         self.tables.guard(slot)
-    }
-    fn peer_epoch(&self, place: u32) -> u32 {
-        self.tables.peer_epoch(place)
-    }
-    fn identity(&self, address: &Address) -> u32 {
-        self.tables.identity(address)
-    }
-    fn class(&self, key: &PeerKey) -> Option<u32> {
-        self.tables.class(key)
-    }
-    fn rule(&self, key: &RuleKey) -> Option<Rule> {
-        let rule = self.tables.rule(key);
-        self.act_if(RULE);
-        rule
     }
     fn is_source(&self, key: &SourceKey) -> bool {
         self.tables.is_source(key)
@@ -257,6 +261,35 @@ fn a_reply_key_that_was_promoted_meanwhile_is_taken() {
     }
 }
 
+/// Two flows want the key of one that is over at once: who has not claimed it leaves it alone, since
+/// it may be the other's at any moment.
+#[test]
+fn the_key_of_a_flow_that_is_over_goes_to_who_claims_it() {
+    for Cast {
+        client,
+        service,
+        one,
+        ..
+    } in casts()
+    {
+        let mut node = Node::new();
+        let services = [80, 81, 82].map(|port| SocketAddr::new(service.ip(), port));
+        for service in services {
+            node.service(service, UDP, &[one]);
+        }
+        let [old, first, second] = services.map(|service| wire::udp(client, service, b"?"));
+        send(&node.tables, &old);
+        node.to(CLIENT, &wire::udp(one, client, b"!"));
+        node.pass_time(1000 * SECOND);
+        let over = node.tables.flows.borrow().clone();
+        assert_eq!(send(&node.tables, &first).from, client);
+        // As if the first had claimed the key, and not removed the old flow yet.
+        node.tables.flows.replace(over.clone());
+        assert_ne!(send(&node.tables, &second).from, client);
+        assert_eq!(*node.tables.flows.borrow(), over);
+    }
+}
+
 /// The memory of an entry is recycled for another flow between the look-up and the copy.
 #[test]
 fn a_recycled_entry_is_not_taken_for_the_flow() {
@@ -306,12 +339,10 @@ fn frontends_have_digests_of_their_own() {
     assert!(digests.len() > 8100, "{} of 8192 differ", digests.len());
 }
 
-/// Changes policy as the agent does: data, then the epoch of the peer.
+/// Changes policy as the agent does: data, then the epochs of endpoints.
 fn forbid_everything(tables: &MemoryTables) {
     tables.rules.borrow_mut().clear();
-    for epoch in tables.peer_epochs.borrow_mut().values_mut() {
-        *epoch += 1;
-    }
+    bump_all(tables);
 }
 
 fn verdict<T: Tables>(tables: &T, bytes: &[u8]) -> Verdict {
@@ -322,8 +353,7 @@ fn verdict<T: Tables>(tables: &T, bytes: &[u8]) -> Verdict {
 fn allowed(cast: Cast) -> (Fence, Vec<u8>) {
     let Cast { client, one, .. } = cast;
     let mut fence = Fence::new(cast);
-    fence.isolate_client();
-    fence.allow(CLIENT_EGRESS, one.ip(), What::Everything);
+    fence.confine_client(one.ip());
     (fence, wire::udp(client, one, b"?"))
 }
 
@@ -342,10 +372,9 @@ fn a_change_while_a_flow_opens_is_seen_by_its_next_packet() {
 #[test]
 fn a_change_while_a_flow_is_judged_again_is_seen_by_its_next_packet() {
     for cast in casts() {
-        let one = cast.one;
         let (fence, packet) = allowed(cast);
         fence.sends(&packet);
-        fence.bump(one.ip());
+        fence.bump(CLIENT_SLOT);
         let raced = Raced::after_rule(&fence.node.tables, forbid_everything);
         assert_eq!(verdict(&raced, &packet), Verdict::Pass);
         assert_eq!(fence.sends(&packet), DENIED_EGRESS);
@@ -357,20 +386,17 @@ fn a_change_while_a_flow_is_judged_again_is_seen_by_its_next_packet() {
 #[test]
 fn a_slow_verdict_over_a_newer_one_is_judged_once_more() {
     for cast in casts() {
-        let one = cast.one;
         let (fence, packet) = allowed(cast);
         fence.sends(&packet);
-        fence.bump(one.ip());
+        fence.bump(CLIENT_SLOT);
         let raced = Raced::after_rule(&fence.node.tables, |tables| {
-            for epoch in tables.peer_epochs.borrow_mut().values_mut() {
-                *epoch += 1;
-            }
+            bump_all(tables);
             assert_eq!(verdict(tables, &packet), Verdict::Pass);
         });
         assert_eq!(verdict(&raced, &packet), Verdict::Pass);
-        let epochs = |fence: &Fence| -> Vec<u64> {
+        let epochs = |fence: &Fence| -> Vec<u32> {
             let flows = fence.node.tables.half_open.borrow();
-            flows.values().map(|flow| flow.epochs).collect()
+            flows.values().map(|flow| flow.epoch).collect()
         };
         let slow = epochs(&fence);
         assert_eq!(verdict(&fence.node.tables, &packet), Verdict::Pass);
@@ -381,7 +407,7 @@ fn a_slow_verdict_over_a_newer_one_is_judged_once_more() {
 }
 
 /// Two CPUs open one flow, and policy changes in between: whoever loses adopts the entry of whoever
-/// was faster, with the epochs that it was judged by.
+/// was faster, with the epoch that it was judged by.
 #[test]
 fn an_adopted_flow_is_as_old_as_its_verdict() {
     for cast in casts() {

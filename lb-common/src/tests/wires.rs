@@ -9,7 +9,7 @@ use crate::{
     crc32c,
     endpoint::{Device, DeviceKey},
     flow::{Direction, Tuple},
-    headers::{ACK, SCTP, SYN, TCP, UDP},
+    headers::{ACK, RST, SCTP, SYN, TCP, UDP},
     memory::Frame,
     packet::{Hop, MARK_DELIVER, MARK_FROM_HOST, MARK_FROM_WIRE, Verdict},
     pipeline::{Inline, InlineFrame},
@@ -351,6 +351,39 @@ fn ports_that_somebody_waits_on_are_not_taken() {
     let (verdict, sent) = gateway.enters(UPLINK, &packet);
     assert_eq!(verdict, Verdict::Redirect(TUNNEL));
     assert_eq!(wire::read(&sent.bytes).from, node(1024));
+}
+
+/// A port may be had again as soon as its connection is over, and then is nothing of the old one's.
+#[test]
+fn the_port_of_a_connection_that_is_over_goes_to_the_next() {
+    for map in maps() {
+        let mut gateway = Gateway::new(&map);
+        gateway.serve(&map, TCP, &[map.remote]);
+        gateway.node.tables.random.replace([0, 0, u32::MAX].into());
+        let old = map.outside;
+        let new = SocketAddr::new(old.ip(), old.port() + 1);
+        let lent = SocketAddr::new(map.tunnel, 1024);
+        let ask = |gateway: &mut Gateway, client, flags| {
+            let (verdict, sent) = gateway.enters(UPLINK, &wire::tcp(client, map.node_port, flags));
+            (verdict, wire::read(&sent.bytes).from)
+        };
+        let answered = |gateway: &mut Gateway, flags| {
+            let answer = wire::tcp(map.remote, lent, flags);
+            wire::read(&gateway.enters(TUNNEL, &answer).1.bytes).to
+        };
+        let forwarded = (Verdict::Redirect(TUNNEL), lent);
+        assert_eq!(ask(&mut gateway, old, SYN), forwarded);
+        assert_eq!(answered(&mut gateway, SYN | ACK), old);
+        assert_eq!(ask(&mut gateway, old, ACK), forwarded);
+        assert_eq!(ask(&mut gateway, old, RST), forwarded);
+        assert_eq!(ask(&mut gateway, new, SYN), forwarded, "at the first try");
+        assert_eq!(ask(&mut gateway, old, RST).0, Verdict::Pass, "late");
+        assert_eq!(answered(&mut gateway, SYN | ACK), new);
+        assert_eq!(ask(&mut gateway, new, ACK), forwarded);
+        let flows = gateway.node.tables.flows.borrow();
+        assert_eq!(flows.len(), 2);
+        assert!(flows.values().all(|flow| flow.reset == 0));
+    }
 }
 
 /// The other way round: a connection of the node itself that uses a port which a forwarded flow has.

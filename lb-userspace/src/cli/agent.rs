@@ -4,6 +4,7 @@ use std::{future, pin::Pin, time::Duration};
 
 use anyhow::{Error, Result, anyhow};
 use futures::Stream;
+use ipnet::IpNet;
 use serde_json::Value;
 use tracing::debug;
 
@@ -75,6 +76,7 @@ pub async fn run(run: Run, mut settings: Value) -> Result<(), Failure> {
         cgroup_root,
         surface,
         socket_lb: run.socket_lb,
+        allow_pod_sources: run.allow_pod_sources.iter().map(IpNet::trunc).collect(),
     };
     tokio::select! {
         // A wrong name that can be told at once is told before anything is touched.

@@ -5,11 +5,11 @@ use anyhow::anyhow;
 use super::{
     Explain,
     output::{Failure, print},
+    policy::{no_agent, world},
 };
 use crate::{
     api,
-    explain::{Explanation, Question, everywhere, explain_everywhere},
-    source::manifests::Manifests,
+    explain::{Explanation, Question, explain_everywhere},
 };
 
 /// Asks the agent, or answers from manifests alone, with no kernel and no agent.
@@ -22,21 +22,15 @@ pub async fn answer(asked: &Explain) -> Result<(), Failure> {
     };
     let explanation = match &asked.manifests {
         Some(manifests) => {
-            let world = everywhere(Manifests::open(manifests)?.read("")?);
-            for (subject, trouble) in world.troubles() {
-                eprintln!("lb: {subject}: {}", trouble.text);
-            }
+            let world = world(manifests)?;
             let packet = question.packet(&world).map_err(|error| anyhow!(error))?;
             explain_everywhere(packet, &world)
         }
-        None => match api::explain(&asked.view.places.socket, &question).await? {
-            Some(explanation) => explanation.map_err(|error| anyhow!(error))?,
-            None => {
-                return Err(Failure::NotRunning(
-                    "the agent is not running; with --manifests DIR files are asked".to_owned(),
-                ));
-            }
-        },
+        None => {
+            let answer = api::explain(&asked.view.places.socket, &question).await?;
+            let explanation = answer.ok_or_else(no_agent)?;
+            explanation.map_err(|error| anyhow!(error))?
+        }
     };
     Ok(print(
         asked.view.output,

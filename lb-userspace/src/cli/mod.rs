@@ -8,7 +8,7 @@ mod policy;
 mod settings;
 mod view;
 
-use std::{env, ffi::OsString, fmt, fs, io::ErrorKind, path::PathBuf};
+use std::{env, ffi::OsString, fmt, fs, io::ErrorKind, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::{
@@ -16,6 +16,7 @@ use clap::{
 };
 use glob::Pattern;
 use http::Uri;
+use ipnet::IpNet;
 use nix::{
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
     unistd::gethostname,
@@ -51,7 +52,7 @@ Every flag can be set by an environment variable, shown with the flag. There is 
 file. Data goes to stdout, logs to stderr.
 
 Exit codes: 0 done, 1 failed or not found, 2 wrong usage, 3 the agent is not running and left
-nothing behind to answer from.";
+nothing behind to answer from. `lb policy diff` ends as diff does.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -67,10 +68,10 @@ pub enum Command {
         #[command(subcommand)]
         command: ServiceCommand,
     },
-    /// Say whether a connection is allowed, and by which policies and rules, from manifests alone
+    /// Say whether a connection is allowed, and by which policies and rules
     #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(Explain),
-    /// Show policies and the pods that they select, from manifests alone
+    /// Show policies and the pods that they select, or what a change of them changes
     #[command(after_help = POLICY_EXAMPLES)]
     Policy {
         #[command(subcommand)]
@@ -95,7 +96,7 @@ pub struct Explain {
     /// Who connects: a pod, as NAME or NS/NAME, or an IP address
     #[arg(value_name = "SRC")]
     source: Party,
-    /// To whom: the pod or the address itself, not a Service
+    /// To whom: the pod or the address itself; instead of a Service one of its backends
     #[arg(value_name = "DST")]
     destination: Party,
     /// The destination's port, after translation: the target port of a Service; 0 for protocols
@@ -104,7 +105,7 @@ pub struct Explain {
     /// `tcp`, `udp`, `sctp`, `icmp`, or an IANA protocol number
     #[arg(value_name = "PROTO", default_value = "tcp", value_parser = protocol)]
     protocol: u8,
-    /// Answer from the YAML files of this directory [default: ask the agent]
+    /// Answer from this YAML file, or those of this directory [default: ask the agent]
     #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
     manifests: Option<PathBuf>,
     #[command(flatten)]
@@ -147,27 +148,34 @@ pub enum ServiceCommand {
 pub enum PolicyCommand {
     /// List all policies of both kinds, one line each
     List {
-        /// Read objects from the YAML files of this directory
+        /// Answer from this YAML file, or those of this directory [default: ask the agent, which
+        /// knows the pods of its node]
         #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
-        manifests: PathBuf,
-        /// How to print it
-        #[arg(
-            short,
-            long,
-            env = "LB_OUTPUT",
-            value_name = "FORMAT",
-            default_value = "text"
-        )]
-        output: Output,
+        manifests: Option<PathBuf>,
+        #[command(flatten)]
+        view: View,
     },
     /// Show the policies of a name with their rules and their pods
     Get {
         /// A NetworkPolicy, as NS/NAME, or a ClusterNetworkPolicy, as NAME
         #[arg(value_name = "[NS/]NAME")]
         name: String,
-        /// Read objects from the YAML files of this directory
+        /// Answer from this YAML file, or those of this directory [default: ask the agent, which
+        /// knows the pods of its node, and counts what their policies say]
         #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
-        manifests: PathBuf,
+        manifests: Option<PathBuf>,
+        #[command(flatten)]
+        view: View,
+    },
+    /// Compare two sets of manifests by the connections that they allow
+    #[command(after_help = DIFF_HELP)]
+    Diff {
+        /// A YAML file, or a directory of them, with the namespaces, nodes, pods and policies
+        #[arg(value_name = "OLD")]
+        old: PathBuf,
+        /// The same as it is to be
+        #[arg(value_name = "NEW")]
+        new: PathBuf,
         /// How to print it
         #[arg(
             short,
@@ -216,8 +224,21 @@ Examples:
 
 const POLICY_EXAMPLES: &str = "\
 Examples:
+  lb policy list
+  lb policy get shop/deny-all
   lb policy list --manifests ./manifests
-  lb policy get --manifests ./manifests shop/deny-all -o json";
+  lb policy get --manifests ./manifests shop/deny-all -o json
+  lb policy diff before.yaml after.yaml";
+
+const DIFF_HELP: &str = "\
+All pairs of pods, nodes and networks that some rule tells apart are compared, on all ports, by the
+destination's address and port: what Services translate to. Networks are what no pod and no node has.
+
+Examples:
+  kubectl get -A -o yaml namespaces,nodes,pods,networkpolicies > before.yaml
+  lb policy diff before.yaml after.yaml
+
+Exit codes, as diff has them: 0 no difference, 1 a difference, 2 trouble.";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
@@ -316,6 +337,16 @@ pub struct Run {
         default_value = "host"
     )]
     pub socket_lb: SocketLb,
+    /// Let pods send from addresses of this network besides their own, where their annotation
+    /// `lb.io/allowed-sources` names them and they are no node's, no Service's and no other pod's;
+    /// repeatable [default: from none]
+    #[arg(
+        long,
+        env = "LB_ALLOW_POD_SOURCES",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub allow_pod_sources: Vec<IpNet>,
     /// How programs are attached to interfaces
     #[arg(long, env = "LB_ATTACH", value_name = "HOW", default_value = "auto")]
     pub attach: Attach,
@@ -463,21 +494,22 @@ pub fn parse() -> (Cli, Value) {
 }
 
 /// Does what the command line says; `settings` are those of `lb run`, as data.
-pub async fn execute(cli: Cli, settings: Value) -> Result<(), Failure> {
-    match cli.command {
+pub async fn execute(cli: Cli, settings: Value) -> Result<ExitCode, Failure> {
+    let done = match cli.command {
         Command::Run(run) => agent::run(*run, settings).await,
         Command::Status(view) => view::status(&view).await,
         Command::Service { command } => view::service(&command).await,
         Command::Drops(view) => view::drops(&view).await,
         Command::Dump(view) => view::dump(&view).await,
-        Command::Policy { command } => policy::answer(&command),
+        Command::Policy { command } => return policy::answer(&command).await,
         Command::Explain(question) => explain::answer(&question).await,
         Command::Cleanup(Cleanup {
             kube_proxy: true, ..
         }) => cleanup_kube_proxy().await,
         Command::Cleanup(Cleanup { places, .. }) => cleanup(&places).await,
         Command::Cni(cni::Cni { command }) => cni::execute(command).await,
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// `lb cleanup`.
@@ -643,152 +675,4 @@ fn find_cgroup2() -> Option<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(arguments: &[&str]) -> Run {
-        let arguments = ["lb", "run"].iter().chain(arguments);
-        match Cli::try_parse_from(arguments)
-            .expect("correct usage")
-            .command
-        {
-            Command::Run(run) => *run,
-            other => panic!("parsed as {other:?}"),
-        }
-    }
-
-    fn fails(arguments: &[&str]) -> String {
-        Cli::try_parse_from(arguments)
-            .expect_err("wrong usage")
-            .to_string()
-    }
-
-    #[test]
-    fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn every_flag_has_a_variable_named_after_it() {
-        fn check(command: &clap::Command) {
-            for flag in command.get_arguments().filter(|a| !a.is_positional()) {
-                let long = flag.get_long().expect("a long form");
-                if !["help", "version"].contains(&long) {
-                    let variable = format!("LB_{}", long.to_uppercase().replace('-', "_"));
-                    assert_eq!(flag.get_env(), Some(variable.as_ref()), "--{long}");
-                }
-            }
-            command.get_subcommands().for_each(check);
-        }
-        check(&Cli::command());
-    }
-
-    #[test]
-    fn a_flag_outweighs_the_environment_and_that_the_pod() {
-        let environment = || Some("/env".into());
-        let choose = |arguments: &[&str]| choose_source(&run(arguments), environment(), true);
-        assert_eq!(
-            choose(&["--manifests", "m"]),
-            Ok(Source::Manifests("m".into()))
-        );
-        assert_eq!(
-            choose(&["--kubeconfig", "k"]),
-            Ok(Source::Kubeconfig(Some("k".into())))
-        );
-        assert_eq!(choose(&[]), Ok(Source::Kubeconfig(None)));
-        assert_eq!(choose_source(&run(&[]), None, true), Ok(Source::InCluster));
-        assert_eq!(
-            choose_source(&run(&[]), Some("".into()), true),
-            Ok(Source::InCluster)
-        );
-    }
-
-    #[test]
-    fn no_source_is_an_error_that_names_all_three() {
-        let error = choose_source(&run(&[]), None, false).expect_err("no source");
-        for source in [
-            "--manifests",
-            "--kubeconfig",
-            "$KUBECONFIG",
-            "service account",
-        ] {
-            assert!(error.contains(source), "{error}");
-        }
-    }
-
-    #[test]
-    fn two_sources_are_wrong_usage() {
-        let error = fails(&["lb", "run", "--manifests", "m", "--kubeconfig", "k"]);
-        assert!(error.contains("cannot be used with"), "{error}");
-        let error = fails(&["lb", "run", "--manifests", "m", "--apiserver", "https://a"]);
-        assert!(error.contains("cannot be used with"), "{error}");
-    }
-
-    #[test]
-    fn repeatable_flags_also_take_lists() {
-        let run = run(&["--pod-interface", "veth*,cali*", "--pod-interface", "tap?"]);
-        let patterns: Vec<_> = run.pod_interface.iter().map(Pattern::as_str).collect();
-        assert_eq!(patterns, ["veth*", "cali*", "tap?"]);
-        assert!(fails(&["lb", "run", "--pod-interface", "[a"]).contains("--pod-interface"));
-    }
-
-    #[test]
-    fn nodeports_are_served_on_the_primary_addresses_unless_told_otherwise() {
-        let addresses = |arguments: &[&str]| {
-            let items = run(arguments).nodeport_addresses;
-            items.iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        assert_eq!(addresses(&[]), ["primary"]);
-        let given = ["--nodeport-addresses", "localhost,10.0.0.0/8"];
-        assert_eq!(addresses(&given), ["localhost", "10.0.0.0/8"]);
-        let error = fails(&["lb", "run", "--nodeport-addresses", "10.0.0.1"]);
-        assert!(error.contains("such as 10.0.0.0/8"), "{error}");
-    }
-
-    #[test]
-    fn a_cgroup_root_must_be_one() {
-        assert!(fails(&["lb", "run", "--cgroup-root", "/"]).contains("not a cgroup v2 directory"));
-        assert!(fails(&["lb", "run", "--cgroup-root", "/nowhere"]).contains("ENOENT"));
-    }
-
-    #[test]
-    fn a_connection_is_asked_for_by_pods_or_addresses() {
-        let arguments = [
-            "lb",
-            "explain",
-            "--manifests",
-            "m",
-            "a/web",
-            "::ffff:10.0.0.1",
-            "53",
-        ];
-        let parsed = Cli::try_parse_from(arguments.into_iter().chain(["UDP"]));
-        let Command::Explain(question) = parsed.expect("correct usage").command else {
-            panic!("another command");
-        };
-        let parties = [&question.source, &question.destination].map(ToString::to_string);
-        assert_eq!(parties, ["a/web", "10.0.0.1"]);
-        assert_eq!((question.port, question.protocol), (53, 17));
-        let wrong = [
-            "lb",
-            "explain",
-            "--manifests",
-            "m",
-            "a/b/c",
-            "10.0.0.1",
-            "53",
-        ];
-        assert!(fails(&wrong).contains("neither an IP address nor a pod"));
-        let wrong = ["lb", "explain", "--manifests", "m", "a", "b", "53", "ip"];
-        assert!(fails(&wrong).contains("not a protocol"));
-    }
-
-    #[test]
-    fn a_service_is_named_in_both_ways() {
-        assert_eq!(service_key("a/web", None).as_deref(), Ok("a/web"));
-        assert_eq!(service_key("web", Some("a")).as_deref(), Ok("a/web"));
-        assert_eq!(service_key("a/web", Some("a")).as_deref(), Ok("a/web"));
-        assert_eq!(service_key("web", None).as_deref(), Ok("default/web"));
-        assert!(service_key("a/web", Some("b")).is_err());
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ use super::Output;
 pub enum Failure {
     /// Exit code 1: it failed, or what it was asked for is not there.
     Failed(anyhow::Error),
-    /// Exit code 2: it was called wrongly.
+    /// Exit code 2: it was called wrongly, or what it was to compare cannot be.
     Usage(String),
     /// Exit code 3: no agent runs, and none left anything to answer from.
     NotRunning(String),

@@ -16,8 +16,8 @@ use crate::{
     api, drops,
     kernel::{Attach, Pins, Side, Tables},
     names::Names,
-    render::{self, NodeTables},
-    status::{self, Agent, Interface, Service, Status, Verdict, write_services},
+    render::{self, NodeTables, PolicyEntries},
+    status::{self, Agent, Interface, PolicyCounts, Service, Status, Verdict, write_services},
 };
 
 /// `lb status`.
@@ -75,11 +75,18 @@ pub async fn dump(view: &View) -> Result<(), Failure> {
     let tables = open(&pins)?;
     let dump = render::dump(
         &tables.services()?,
-        &names.services,
+        &names,
         &NodeTables {
             interfaces: tables.interfaces()?,
             endpoints: tables.endpoints()?,
             devices: tables.devices()?,
+            policies: PolicyEntries {
+                guards: tables.guards(),
+                sources: tables.sources()?,
+                identities: tables.identities()?,
+                peers: tables.peers()?,
+                rules: tables.rules()?,
+            },
         },
     );
     Ok(print(*output, &dump, render::Dump::to_string)?)
@@ -112,13 +119,20 @@ async fn current(places: &Places) -> Result<Status, Failure> {
         pod_interface(&pins, index, slot, addresses)
     }));
     interfaces.sort_by_key(|interface| interface.index);
+    let mut fills = status::fills(&services, endpoints.len(), None);
+    let policies = PolicyCounts {
+        identities: tables.identities()?.len(),
+        peers: tables.peers()?.len(),
+        rules: tables.rules()?.len(),
+    };
+    fills.extend(status::policy_fills(policies, tables.sources()?.len()));
     Ok(Status {
         agent,
         tables_at: pins.version(),
         interfaces,
         services: status::services(&services, &names.services),
         problems: Vec::new(),
-        tables: status::fills(&services, endpoints.len(), None),
+        tables: fills,
         counters: tables.counters()?,
     })
 }

@@ -8,6 +8,7 @@ mod node;
 pub mod policy;
 mod range;
 mod service;
+pub mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -12,8 +12,8 @@ use lb_common::{
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_HALF_OPEN},
     fragment::{FragmentKey, MAX_FRAGMENTS, Ports},
     policy::{
-        Guard, MAX_IDENTITIES, MAX_PEERS, MAX_POD_SOURCES, MAX_RULES, PEER_EPOCHS, PeerKey, Rule,
-        RuleKey, SourceKey,
+        Guard, MAX_IDENTITIES, MAX_PEERS, MAX_POD_SOURCES, MAX_RULES, PeerKey, Rule, RuleKey,
+        SourceKey,
     },
     reason::Reason,
     service::{
@@ -41,7 +41,7 @@ const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Every table that outlives the agent.
-pub const TABLES: [Layout; 27] = [
+pub const TABLES: [Layout; 26] = [
     table::<FrontendKey, Frontend>("FRONTENDS", MapType::Hash, MAX_FRONTENDS, NO_PREALLOC),
     table::<u32, Extent>("SERVICES", MapType::Array, MAX_SERVICES, MMAPABLE),
     table::<u32, Backend>("BACKENDS", MapType::Array, MAX_BACKENDS, MMAPABLE),
@@ -63,7 +63,6 @@ pub const TABLES: [Layout; 27] = [
     table::<u32, Settings>("SETTINGS", MapType::Array, 1, 0),
     table::<SocketKey, Socket>("SOCKETS", MapType::LruHash, MAX_SOCKETS, 0),
     table::<u32, Guard>("GUARDS", MapType::Array, MAX_SLOTS as usize, MMAPABLE),
-    table::<u32, u32>("PEER_EPOCHS", MapType::Array, PEER_EPOCHS, MMAPABLE),
     table::<Key<Address>, u32>("IDENTITIES", MapType::LpmTrie, MAX_IDENTITIES, NO_PREALLOC),
     table::<PeerKey, u32>("PEERS", MapType::Hash, MAX_PEERS, NO_PREALLOC),
     table::<Key<RuleKey>, Rule>("RULES", MapType::LpmTrie, MAX_RULES, NO_PREALLOC),

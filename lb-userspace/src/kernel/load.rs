@@ -5,7 +5,8 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{ProgramError, SchedClassifier},
+    programs::{ProgramError, ProgramType, SchedClassifier},
+    sys::{BpfHelper, is_helper_supported},
 };
 use lb_common::flow::FlowKey;
 use nix::{
@@ -18,7 +19,7 @@ use nix::{
 
 use tokio::time::interval;
 
-use super::{Attach, Pins, Side, layout, sockets};
+use super::{Attach, Pins, Side, layout};
 
 /// The program that expires flows. It is never attached.
 const EXPIRE: &str = "expire";
@@ -39,6 +40,30 @@ pub struct Programs {
     pub(super) attach: Attach,
 }
 
+/// A loader that tells the programs what this kernel can do, and how verbose they are to be.
+pub fn loader(log_level: &u8) -> EbpfLoader<'_> {
+    let told = |has: bool| &[0u8, 1][usize::from(has)];
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(aya_log::LEVEL, log_level, false)
+        .override_global("REFUSES", told(can_refuse()), true)
+        .override_global("HAS_COARSE_CLOCK", told(has_coarse_clock()), true);
+    loader
+}
+
+/// Whether the kernel lets the programs of sockets make a call fail with an error of their choice
+/// (6.1).
+fn can_refuse() -> bool {
+    let set_retval = BpfHelper::BPF_FUNC_set_retval;
+    is_helper_supported(ProgramType::CgroupSockAddr, set_retval).unwrap_or(false)
+}
+
+/// Whether the kernel tells the programs the time of its last tick (5.11).
+fn has_coarse_clock() -> bool {
+    let coarse = BpfHelper::BPF_FUNC_ktime_get_coarse_ns;
+    is_helper_supported(ProgramType::SchedClassifier, coarse).unwrap_or(false)
+}
+
 /// Loads the programs beside those that may be attached, and pins the tables that are not there yet.
 ///
 /// `log_level` is the most verbose level of `aya_log` that the programs log at; 0 costs nothing.
@@ -49,10 +74,7 @@ pub fn load(pins: Pins, attach: Attach, log_level: u8) -> Result<Programs> {
     fs::create_dir_all(pins.links())
         .with_context(|| format!("make the directory {}", pins.links().display()))?;
 
-    let mut loader = EbpfLoader::new();
-    loader.override_global(aya_log::LEVEL, &log_level, false);
-    let refuses = u8::from(sockets::can_refuse());
-    loader.override_global(sockets::REFUSES, &refuses, true);
+    let mut loader = loader(&log_level);
     for table in &layout::TABLES {
         if pins.table(table.name).exists() {
             table.open(&pins)?;

@@ -1,15 +1,25 @@
 //! The tables of policies, and the guards of pods.
 //!
-//! Whoever writes here changes first what flows were judged by, and then an epoch: the next packet of
-//! each flow concerned is judged again.
+//! Whoever writes here changes first what flows were judged by, and then the epochs of the endpoints
+//! concerned: the next packet of each of their flows is judged again.
 
-use std::collections::BTreeMap;
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
+use aya::maps::{
+    HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, lpm_trie::Key,
+};
 use lb_common::{
     address::Address,
-    policy::{CLOSED, Guard, NO_IDENTITY, OPEN, PeerKey, Rule, RuleKey},
+    enforce,
+    event::{ALLOWED, TallyKey},
+    flow::Direction,
+    policy::{Guard, NO_IDENTITY, PeerKey, Rule, RuleKey, SourceKey},
+    reason::Reason,
+    tables::Rules,
 };
 
 use super::{
@@ -20,20 +30,24 @@ use super::{
 
 pub(super) struct PolicyTables {
     guards: Mapped<Guard>,
-    peer_epochs: Mapped<u32>,
     identities: LpmTrie<MapData, Address, u32>,
     peers: HashMap<MapData, PeerKey, u32>,
     rules: LpmTrie<MapData, RuleKey, Rule>,
+    sources: LpmTrie<MapData, SourceKey, u8>,
+    tallies: PerCpuHashMap<MapData, TallyKey, u64>,
+    lost_events: PerCpuArray<MapData, u64>,
 }
 
 impl PolicyTables {
     pub(super) fn open(pins: &Pins) -> Result<Self> {
         Ok(Self {
             guards: mapped(pins, "GUARDS")?,
-            peer_epochs: mapped(pins, "PEER_EPOCHS")?,
             identities: Map::LpmTrie(open(pins, "IDENTITIES")?).try_into()?,
             peers: Map::HashMap(open(pins, "PEERS")?).try_into()?,
             rules: Map::LpmTrie(open(pins, "RULES")?).try_into()?,
+            sources: Map::LpmTrie(open(pins, "POD_SOURCES")?).try_into()?,
+            tallies: Map::PerCpuLruHashMap(open(pins, "TALLIES")?).try_into()?,
+            lost_events: Map::PerCpuArray(open(pins, "LOST_EVENTS")?).try_into()?,
         })
     }
 }
@@ -87,6 +101,36 @@ impl Tables {
         self.set_guard(slot, bound)
     }
 
+    /// Says whether the pod of a slot may send from what `POD_SOURCES` has for it.
+    pub fn set_more_sources(&mut self, slot: u32, more: bool) -> Result<()> {
+        let guard = self.guard(slot)?;
+        let more_sources = u8::from(more);
+        self.set_guard(
+            slot,
+            Guard {
+                more_sources,
+                ..guard
+            },
+        )
+    }
+
+    /// What pods may send from besides their own addresses, by prefix length and key; the length
+    /// counts [`SourceKey::SLOT_BITS`].
+    pub fn sources(&self) -> Result<BTreeSet<(u32, SourceKey)>> {
+        let entries = lpm_entries(&self.policy.sources).context("read POD_SOURCES")?;
+        Ok(entries.into_keys().collect())
+    }
+
+    pub fn put_source(&mut self, prefix: u32, key: SourceKey) -> Result<()> {
+        let written = self.policy.sources.insert(&Key::new(prefix, key), 1, 0);
+        written.context("write POD_SOURCES")
+    }
+
+    pub fn remove_source(&mut self, prefix: u32, key: SourceKey) -> Result<()> {
+        let removed = self.policy.sources.remove(&Key::new(prefix, key));
+        absent_is_fine(removed).context("write POD_SOURCES")
+    }
+
     /// Gives the endpoint of a slot these rule sets, and has its flows judged by them.
     pub fn set_rule_sets(&mut self, slot: u32, ingress: u32, egress: u32) -> Result<()> {
         let guard = self.guard(slot)?;
@@ -100,15 +144,9 @@ impl Tables {
         self.set_guard(slot, ruled)
     }
 
-    /// Has the flows of an endpoint judged again: something that its rule sets refer to has changed.
-    pub fn bump_endpoint(&mut self, slot: u32) -> Result<()> {
-        let guard = self.guard(slot)?;
-        let epoch = next(guard.epoch);
-        self.set_guard(slot, Guard { epoch, ..guard })
-    }
-
     /// Forgets everything about the pod of a slot.
     pub fn clear_guard(&mut self, slot: u32) -> Result<()> {
+        self.clear_tallies(slot)?;
         let epoch = next(self.guard(slot)?.epoch);
         self.set_guard(
             slot,
@@ -121,14 +159,6 @@ impl Tables {
 
     fn set_guard(&mut self, slot: u32, guard: Guard) -> Result<()> {
         self.policy.guards.set(slot, guard).context("write GUARDS")
-    }
-
-    /// Has the flows to and from the addresses with this [`lb_common::policy::peer_epoch`] judged
-    /// again, at every endpoint.
-    pub fn bump_peers(&mut self, place: u32) -> Result<()> {
-        let epochs = &self.policy.peer_epochs;
-        let epoch = epochs.get(place).context("read PEER_EPOCHS")?;
-        epochs.set(place, next(epoch)).context("write PEER_EPOCHS")
     }
 
     /// The identity of each prefix, by prefix length and address.
@@ -176,36 +206,87 @@ impl Tables {
         absent_is_fine(self.policy.rules.remove(&Key::new(prefix, key))).context("write RULES")
     }
 
-    /// What a rule set says of a flow from or to a peer, as the packet path would find it. The port is
-    /// the destination's.
-    pub fn judge(&self, rule_set: u32, peer: &Address, protocol: u8, port: u16) -> Result<Rule> {
-        match rule_set {
-            OPEN => return Ok(Rule::ALLOW),
-            CLOSED => return Ok(Rule::DENY),
-            _ => {}
+    /// What is counted at endpoints, of all CPUs.
+    pub fn tallies(&self) -> Result<BTreeMap<TallyKey, u64>> {
+        let tallies = self.policy.tallies.iter();
+        let tallies = tallies.map(|tally| tally.map(|(key, counts)| (key, counts.iter().sum())));
+        let read = tallies.collect::<Result<_, MapError>>();
+        read.context("read TALLIES")
+    }
+
+    /// A slot's counts are those of one pod.
+    fn clear_tallies(&mut self, slot: u32) -> Result<()> {
+        let outcomes = Reason::ALL.into_iter().map(|reason| reason as u16);
+        for outcome in outcomes.chain([ALLOWED]) {
+            for direction in [Direction::FromPod, Direction::ToPod] {
+                for audited_differs in [0, 1] {
+                    let key = TallyKey {
+                        slot,
+                        outcome,
+                        direction: direction as u8,
+                        audited_differs,
+                    };
+                    let removed = self.policy.tallies.remove(&key);
+                    absent_is_fine(removed).context("write TALLIES")?;
+                }
+            }
         }
-        let PolicyTables {
-            identities,
-            peers,
-            rules,
-            ..
-        } = &self.policy;
-        let identity =
-            found(identities.get(&Key::new(128, *peer), 0)).context("read IDENTITIES")?;
-        let identity = identity.unwrap_or(NO_IDENTITY);
-        let class = found(peers.get(&PeerKey { rule_set, identity }, 0)).context("read PEERS")?;
-        let key = RuleKey::new(class.unwrap_or(rule_set), protocol, port);
-        let rule = found(rules.get(&Key::new(RuleKey::PORT_BITS, key), 0)).context("read RULES")?;
-        Ok(rule.unwrap_or(Rule::DENY))
+        Ok(())
+    }
+
+    /// How many events nobody was told of, of all CPUs.
+    pub fn lost_events(&self) -> Result<u64> {
+        let lost = self.policy.lost_events.get(&0, 0);
+        Ok(lost.context("read LOST_EVENTS")?.iter().sum())
+    }
+
+    /// What a rule set says of a flow from or to a peer, as the packet path finds it. The port is the
+    /// destination's.
+    pub fn judge(&self, rule_set: u32, peer: &Address, protocol: u8, port: u16) -> Result<Rule> {
+        let reading = Reading {
+            tables: &self.policy,
+            failed: Cell::new(None),
+        };
+        let rule = enforce::rule(&reading, rule_set, peer, protocol, port);
+        match reading.failed.into_inner() {
+            Some(error) => Err(error).context("read the tables of policies"),
+            None => Ok(rule),
+        }
     }
 }
 
-/// What a look-up found, if there was something.
-fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(error),
+/// The tables as the packet path looks things up in them; what fails is noted, and found absent.
+struct Reading<'a> {
+    tables: &'a PolicyTables,
+    failed: Cell<Option<MapError>>,
+}
+
+impl Reading<'_> {
+    fn found<T>(&self, result: Result<T, MapError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => {
+                self.failed.set(Some(error));
+                None
+            }
+        }
+    }
+}
+
+impl Rules for Reading<'_> {
+    fn identity(&self, address: &Address) -> u32 {
+        let identity = self.tables.identities.get(&Key::new(128, *address), 0);
+        self.found(identity).unwrap_or(NO_IDENTITY)
+    }
+
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        self.found(self.tables.peers.get(key, 0))
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        let key = Key::new(RuleKey::PORT_BITS, *key);
+        self.found(self.tables.rules.get(&key, 0))
     }
 }
 

@@ -3,22 +3,18 @@
 //! A link cannot be given another program by this version of aya, so a new one is attached beside the
 //! old one and takes its pin. In the moment between, both programs run: the later one finds a
 //! backend where the earlier one has translated, and leaves it.
-#![expect(unsafe_code, reason = "a socket option that no library has")]
 
 use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    net::UdpSocket,
-    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramType, links::FdLink},
-    sys::{BpfHelper, is_helper_supported},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, links::FdLink},
 };
 
 use super::{Programs, attach::unpin, load::refusal};
@@ -34,15 +30,6 @@ const TRANSLATE_POD: [&str; 4] = [
     "sendmsg4_pod",
     "sendmsg6_pod",
 ];
-
-/// The global of the programs that says whether they can make calls fail.
-pub const REFUSES: &str = "REFUSES";
-
-/// Whether the kernel lets the programs make a call fail with an error of their choice (6.1).
-pub fn can_refuse() -> bool {
-    let set_retval = BpfHelper::BPF_FUNC_set_retval;
-    is_helper_supported(ProgramType::CgroupSockAddr, set_retval).unwrap_or(false)
-}
 
 impl Programs {
     /// Attaches to the root of all control groups, in place of what an earlier agent attached.
@@ -139,32 +126,5 @@ fn remove_directory(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("remove {}", path.display()))
         }
         _ => Ok(()),
-    }
-}
-
-/// The cookie of this process's network namespace; 0 where the kernel does not tell (before 5.14), and
-/// the node's namespace must be the one that the kernel began with.
-pub fn namespace_cookie() -> Result<u64> {
-    const SO_NETNS_COOKIE: libc::c_int = 71;
-    let socket = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"))?;
-    let mut cookie = 0u64;
-    let mut length = size_of_val(&cookie) as libc::socklen_t;
-    // SAFETY: both pointers are to variables that live until the call returns, the length says how
-    // long the first is.
-    let failed = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if failed == 0 {
-        return Ok(cookie);
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(0),
-        error => bail!("ask for the network namespace's cookie: {error}"),
     }
 }

@@ -17,7 +17,7 @@ use lb_common::{
     endpoint::{Endpoint, WIRE},
     flow::{Direction, Flow, FlowKey, Tuple},
     headers::UDP,
-    policy::{CLOSED, OPEN, PeerKey, Rule, RuleKey, peer_epoch},
+    policy::{CLOSED, OPEN, PeerKey, Rule, RuleKey},
     service::{FrontendKey, FrontendKind},
 };
 use nix::{
@@ -275,7 +275,7 @@ fn guards_say_what_was_written() {
         assert_ne!(guard.epoch, 0);
         // Neither touches what is the other's, and every change of policy counts.
         tables.bind(3, None).expect("a write");
-        tables.bump_endpoint(3).expect("a write");
+        tables.set_rule_sets(3, CLOSED, 7).expect("a write");
         let freed = tables.guard(3).expect("a reading");
         assert_eq!(Binding::of(&freed), None);
         assert_eq!((freed.ingress, freed.egress), (CLOSED, 7));
@@ -319,7 +319,6 @@ fn tables_of_policies_say_what_was_written() {
         assert!(tables.identities().expect("a reading").is_empty());
         assert!(tables.peers().expect("a reading").is_empty());
         assert!(tables.rules().expect("a reading").is_empty());
-        tables.bump_peers(peer_epoch(&address)).expect("a write");
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use lb_common::address::to_ip;
+use lb_common::{address::to_ip, reason::Reason};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::{
     plan::ServiceTables,
     status::{Fill, Interface, Problem},
+    tallies::{Happening, Tallies},
     world::Family,
 };
 
@@ -26,6 +27,11 @@ pub struct Snapshot {
     pub problems: Vec<Problem>,
     /// As [`without_local`] says.
     pub without_local: BTreeMap<(Family, &'static str), u64>,
+    pub tallies: Tallies,
+    /// Events at pods' interfaces that nobody was told of.
+    pub lost_events: u64,
+    /// Pods whose policies do not fit.
+    pub closed_pods: usize,
 }
 
 /// How many services of each family a policy (`internal` or `external`) leaves without endpoints on
@@ -65,6 +71,9 @@ impl Collector for Snapshots {
             interfaces,
             problems,
             without_local,
+            tallies,
+            lost_events,
+            closed_pods,
         } = self.0.borrow().clone();
         let encoder = &mut encoder;
         let packets = packets
@@ -129,8 +138,65 @@ impl Collector for Snapshots {
             ];
             ConstGauge::new(ports).encode(metric.encode_family(&labels)?)?;
         }
-        Ok(())
+        put_tallies(encoder, &tallies)?;
+        let lost = encoder.encode_descriptor(
+            "lb_lost_events",
+            "What happened at pods' interfaces that `lb drops` was not told of, since it was too much",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(lost_events).encode(lost)?;
+        let closed = encoder.encode_descriptor(
+            "lb_closed_pods",
+            "Pods of this node that nothing may reach or leave, since their policies do not fit the tables",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(closed_pods as u64).encode(closed)
     }
+}
+
+/// What happened at the interfaces of pods, all of it, and what audited policies would change.
+fn put_tallies(encoder: &mut DescriptorEncoder, tallies: &Tallies) -> fmt::Result {
+    let mut all: BTreeMap<[(&str, String); 4], u64> = BTreeMap::new();
+    let mut audited = all.clone();
+    for (happening, count) in tallies.iter() {
+        let Happening {
+            pod,
+            direction,
+            dropped,
+            audited_differs,
+        } = happening;
+        let labels = [
+            ("namespace", pod.namespace.clone()),
+            ("pod", pod.name.clone()),
+            ("direction", direction.to_string()),
+            ("reason", dropped.map_or("allowed", Reason::name).to_owned()),
+        ];
+        if *audited_differs {
+            *audited.entry(labels.clone()).or_default() += count;
+        }
+        *all.entry(labels).or_default() += count;
+    }
+    for (name, help, counts) in [
+        (
+            "lb_pod_packets",
+            "Packets dropped at the interfaces of this node's pods, by reason, and the first ones of \
+             flows that policies let through, as `allowed`",
+            all,
+        ),
+        (
+            "lb_pod_audited_packets",
+            "Those of lb_pod_packets that audited policies, were they in force, would decide otherwise",
+            audited,
+        ),
+    ] {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, count) in counts {
+            ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// How often each value occurs.

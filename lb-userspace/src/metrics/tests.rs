@@ -3,11 +3,38 @@ use std::{collections::BTreeMap, env, fs, path::Path};
 use anyhow::{Context as _, Result};
 use axum::{body::Body, http::Request};
 use http_body_util::BodyExt as _;
+use lb_common::{
+    event::{ALLOWED, TallyKey},
+    flow::Direction,
+    reason::Reason,
+};
 use serde_json::json;
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::status::{Fill, Interface, Problem, Verdict};
+use crate::{
+    status::{Fill, Interface, Problem, Verdict},
+    tallies::Tallies,
+    world::ObjectKey,
+};
+
+/// Of a pod, and of an interface that nobody knows.
+fn tallies() -> Tallies {
+    let key = |slot, outcome, audited_differs| TallyKey {
+        slot,
+        outcome,
+        direction: Direction::ToPod as u8,
+        audited_differs,
+    };
+    let counts = [
+        (key(1, ALLOWED, 0), 5),
+        (key(1, ALLOWED, 1), 2),
+        (key(1, Reason::IngressDenied as u16, 0), 3),
+        (key(2, ALLOWED, 0), 7),
+    ];
+    let pod = ObjectKey::new("shop", "web-0");
+    Tallies::of(counts, [(1, Some(&pod)), (2, None)])
+}
 
 /// Something of everything.
 fn busy() -> Metrics {
@@ -54,6 +81,9 @@ fn busy() -> Metrics {
             problem: "no".to_owned(),
         }],
         without_local: [((Family::IPv4, "external"), 4)].into(),
+        tallies: tallies(),
+        lost_events: 9,
+        closed_pods: 3,
     });
     metrics
 }
@@ -81,9 +111,15 @@ fn everything_has_the_name_that_dashboards_know() -> Result<()> {
         r#"lb_table_size{table="FLOWS"} 100"#,
         r#"lb_interfaces{state="left"} 1"#,
         r#"lb_problems{kind="Service"} 1"#,
+        r#"lb_pod_packets_total{namespace="shop",pod="web-0",direction="ingress",reason="allowed"} 7"#,
+        r#"lb_pod_packets_total{namespace="shop",pod="web-0",direction="ingress",reason="ingress-denied"} 3"#,
+        r#"lb_pod_audited_packets_total{namespace="shop",pod="web-0",direction="ingress",reason="allowed"} 2"#,
+        "lb_lost_events_total 9",
+        "lb_closed_pods 3",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
+    assert_eq!(text.matches("lb_pod_packets_total{").count(), 2, "{text}");
     let build = format!(r#"lb_build_info{{version="{}""#, env!("CARGO_PKG_VERSION"));
     assert!(text.contains(&build), "{text}");
     for of_the_process in [

@@ -11,6 +11,7 @@ mod node;
 pub mod policy;
 mod restore;
 mod sets;
+pub mod sources;
 mod space;
 mod tables;
 

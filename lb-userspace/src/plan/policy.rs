@@ -3,13 +3,11 @@
 //! At every step a packet is judged as it was before or as it will be. Nothing leads to new classes
 //! and rule sets while they are written, and both old and new rule sets know new identities before an
 //! address has one. So identities may change first: the rule sets in force tell by the new ones what
-//! they told by the old, or what is true by now. Then endpoints get their rule sets, and after that the
-//! epochs let flows be judged again. What nothing leads to any more is removed when no program can
-//! still be on its way there.
+//! they told by the old, or what is true by now. Then endpoints get their rule sets, which lets their
+//! flows be judged again, since all that these refer to is there. What nothing leads to any more is
+//! removed when no program can still be on its way there.
 
-use std::collections::BTreeSet;
-
-use lb_common::policy::{PeerKey, Rule, peer_epoch};
+use lb_common::policy::{PeerKey, Rule};
 
 use crate::{
     compile::{
@@ -30,14 +28,11 @@ pub enum Op {
     Identity { range: Range, identity: u32 },
     /// Removes an entry of `IDENTITIES`, if it is there.
     NoIdentity { range: Range },
-    /// Stores the rule sets of a local pod in its entry of `GUARDS`, where it has one.
+    /// Stores the rule sets of a local pod in its entry of `GUARDS`, where it has one, and counts one
+    /// more change there.
     Endpoint { pod: ObjectKey, sets: RuleSets },
     /// The pod is gone, or no pod of this node any more.
     NoEndpoint { pod: ObjectKey },
-    /// Counts one more change of a local pod.
-    EndpointEpoch { pod: ObjectKey },
-    /// Counts one more change in `PEER_EPOCHS`.
-    PeerEpoch { index: u32 },
     /// Waits until no program holds anything that it read before.
     Barrier,
     /// Removes an entry of `PEERS`, if it is there.
@@ -53,7 +48,6 @@ pub fn plan(changes: &Changes) -> Vec<Op> {
         peers,
         identities,
         endpoints,
-        moved,
         gone_peers,
         gone_rules,
     } = changes;
@@ -79,10 +73,6 @@ pub fn plan(changes: &Changes) -> Vec<Op> {
         },
         None => Op::NoEndpoint { pod: pod.clone() },
     });
-    let changed = endpoints.iter().filter(|(_, sets)| sets.is_some());
-    let endpoint_epochs = changed.map(|(pod, _)| Op::EndpointEpoch { pod: pod.clone() });
-    let epochs: BTreeSet<u32> = moved.iter().map(|it| peer_epoch(&it.address)).collect();
-    let peer_epochs = epochs.into_iter().map(|index| Op::PeerEpoch { index });
     let gone = !gone_peers.is_empty() || !gone_rules.is_empty();
     let no_peers = gone_peers.iter().map(|key| Op::NoPeer { key: *key });
     let no_rules = gone_rules.iter().map(|entry| Op::NoRule { entry: *entry });
@@ -90,8 +80,6 @@ pub fn plan(changes: &Changes) -> Vec<Op> {
         .chain(peers)
         .chain(identities)
         .chain(settled)
-        .chain(endpoint_epochs)
-        .chain(peer_epochs)
         .chain(gone.then_some(Op::Barrier))
         .chain(no_peers)
         .chain(no_rules)

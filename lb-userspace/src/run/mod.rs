@@ -6,21 +6,23 @@ mod interfaces;
 mod pods;
 mod policies;
 mod recent;
+mod report;
 mod services;
 mod slots;
 mod sockets;
+mod sources;
 mod surface;
 
 use std::{
     collections::BTreeMap,
     future,
     path::{Path, PathBuf},
-    process,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, stream::BoxStream};
+use ipnet::IpNet;
 use lb_common::event::Event;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -35,23 +37,21 @@ use self::{
     interfaces::Interfaces,
     policies::Policies,
     recent::Recent,
+    report::or_log,
     services::Services,
     sockets::Sockets,
+    sources::Sources,
     surface::Surface,
 };
 pub use self::{interfaces::Choices, sockets::SocketLb, surface::Config as SurfaceConfig};
 use crate::{
     api::{self, Query},
     cni::Attachment,
-    compile::PortName,
-    explain::{Explanation, Question, explain},
+    compile::{PortName, policy::Sizes, sources::Unlisted},
     kernel::{self, Attach, Events, FlowCounts, Pins, Programs, StaleSockets, Swept, Tables},
     links::{self, LinkChange},
-    metrics::{Snapshot, without_local},
     names::Names,
-    plan::NoRoom,
-    status::{self, Problem, Status},
-    world::{Change, Dirty, Kind, ObjectKey, World},
+    world::{Change, Dirty, World},
 };
 
 /// What the agent is told.
@@ -73,6 +73,8 @@ pub struct Config {
     pub cgroup_root: Option<PathBuf>,
     pub surface: SurfaceConfig,
     pub socket_lb: SocketLb,
+    /// What pods may ask to send from besides their own addresses.
+    pub allow_pod_sources: Vec<IpNet>,
 }
 
 /// Changes that are taken in at once, if they are there.
@@ -106,6 +108,7 @@ pub async fn run(config: Config) -> Result<()> {
         cgroup_root,
         surface,
         socket_lb,
+        allow_pod_sources,
     } = config;
     let (ask, mut queries) = mpsc::channel(16);
     let listener = api::bind(&socket).await?;
@@ -116,8 +119,10 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let mut tables = Tables::open(&pins)?;
     let mut interfaces = Interfaces::restore(interfaces, &pins, &tables)?;
-    let mut policies = Policies::restore(&tables)?;
-    policies.guard(interfaces.pods_mut(), &mut tables)?;
+    let policies = Policies::restore(&tables, Sizes::KERNEL)?;
+    let stranger = policies.stranger(&interfaces.pods().places());
+    interfaces.pods_mut().expect(stranger);
+    let sources = Sources::restore(allow_pod_sources, &mut tables)?;
     let sockets = Sockets::start(socket_lb, cgroup_root.clone(), &mut programs, &mut tables)?;
     let stale_sockets = StaleSockets::watch(&pins)?;
     let mut events = Events::open(&pins)?;
@@ -139,6 +144,7 @@ pub async fn run(config: Config) -> Result<()> {
         interfaces,
         attachments: Attachments::default(),
         policies,
+        sources,
         recent: Recent::default(),
         surface,
         sockets,
@@ -198,14 +204,6 @@ fn read_names(path: &Path) -> BTreeMap<u32, PortName> {
         .unwrap_or_default()
 }
 
-/// For answers that are worth giving without this part.
-fn or_log<T: Default>(result: Result<T>) -> T {
-    result.unwrap_or_else(|error| {
-        warn!("{error:#}");
-        T::default()
-    })
-}
-
 /// All that the agent knows and holds.
 struct Agent {
     node: String,
@@ -221,6 +219,7 @@ struct Agent {
     interfaces: Interfaces,
     attachments: Attachments,
     policies: Policies,
+    sources: Sources,
     recent: Recent,
     surface: Surface,
     sockets: Sockets,
@@ -240,6 +239,7 @@ impl Agent {
     async fn apply(&mut self, changes: Vec<Change>) {
         self.surface.count(&changes);
         let mut dirty = Dirty::default();
+        let services = changes.iter().any(|it| matches!(it, Change::Service(_)));
         for change in changes {
             dirty.merge(self.world.apply(change));
         }
@@ -253,10 +253,13 @@ impl Agent {
         if dirty.cidrs {
             self.services.mark_cidrs();
         }
+        self.sources.mark(services, &dirty.policy);
         self.policies.mark(dirty.policy);
         if dirty.pods || dirty.node || waited {
             self.confirm().await;
             self.settle_sockets();
+        } else {
+            self.settle_sources();
         }
     }
 
@@ -285,12 +288,40 @@ impl Agent {
             ..
         } = self;
         let settled = interfaces.settle(tables, programs).await;
-        let guarded = policies.guard(interfaces.pods_mut(), tables);
+        let places = interfaces.pods().places();
+        interfaces.pods_mut().expect(policies.stranger(&places));
+        let guarded = policies.guard(&places, tables);
         if let Err(error) = settled.and(guarded) {
             error!("cannot keep up with the interfaces, trying again: {error:#}");
         }
         if let Some(view) = interfaces.view() {
             services.set_node(view.clone());
+        }
+        self.renamed = true;
+        self.settle_sources();
+    }
+
+    /// Nothing is given and nothing taken before everything has been listed.
+    fn settle_sources(&mut self) {
+        let Self {
+            sources,
+            world,
+            interfaces,
+            attachments,
+            tables,
+            ..
+        } = self;
+        let Some(view) = interfaces.view().filter(|_| !self.waiting) else {
+            return;
+        };
+        let announced = attachments.addresses();
+        let announced = announced.map(|(pod, addresses)| (pod.clone(), addresses.clone()));
+        let unlisted = Unlisted {
+            own: view.addresses.clone(),
+            announced: announced.collect(),
+        };
+        if let Err(error) = sources.settle(world, unlisted, interfaces.pods(), tables) {
+            error!("cannot write what pods may send from, trying again: {error:#}");
         }
     }
 
@@ -329,9 +360,14 @@ impl Agent {
             ..
         } = self;
         // What is forbidden comes before what is offered.
+        let new_rules = policies.pending();
         let programmed = block_in_place(|| {
             if policies.pending() {
-                policies.program(world, interfaces.pods_mut(), tables)?;
+                let places = interfaces.pods().places();
+                let programmed = policies.program(world, &places, tables);
+                // Also what has failed may close the doors to strangers.
+                interfaces.pods_mut().expect(policies.stranger(&places));
+                programmed?;
             }
             match services.pending() {
                 true => services.program(world, tables),
@@ -340,7 +376,8 @@ impl Agent {
         });
         match programmed {
             Ok(renamed) => {
-                self.renamed |= renamed;
+                self.renamed |= renamed || new_rules;
+                self.surface.tell_closed(self.policies.closed(&self.world));
                 if services.take_deaths() {
                     self.stale_sockets.look();
                 }
@@ -376,7 +413,7 @@ impl Agent {
         if thorough {
             self.surface.sync_checks().await;
             self.interfaces.retry();
-            self.sockets.retry(&mut self.programs);
+            self.sockets.retry(&mut self.programs, &mut self.tables);
         }
         if thorough || self.sockets.wanting() {
             self.settle_sockets();
@@ -396,6 +433,7 @@ impl Agent {
         let Self {
             services,
             policies,
+            sources,
             interfaces,
             tables,
             ..
@@ -403,6 +441,7 @@ impl Agent {
         let mut audit = || {
             services.audit(tables)?;
             interfaces.audit(tables)?;
+            sources.audit(tables)?;
             policies.audit(tables)
         };
         if let Err(error) = block_in_place(&mut audit) {
@@ -440,23 +479,13 @@ impl Agent {
         }
     }
 
-    fn names(&self) -> Names {
-        let services = match self.services.tables() {
-            Some(_) => self.services.names(),
-            None => self.earlier_names.clone(),
-        };
-        Names {
-            pid: process::id(),
-            services,
-        }
-    }
-
     /// A question whose asker has gone needs no answer.
     async fn answer(&mut self, query: Query) {
         match query {
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::Names(answer) => drop(answer.send(self.names())),
             Query::Drops(answer) => drop(answer.send(self.recent.all())),
+            Query::Policies(answer) => drop(answer.send(self.described_policies())),
             Query::Explain(question, answer) => drop(answer.send(self.explain(&question))),
             Query::Attachment(request, answer) => {
                 let mut attachments = std::mem::take(&mut self.attachments);
@@ -467,16 +496,6 @@ impl Agent {
                 }
             }
         }
-    }
-
-    /// What becomes of a connection, by what the tables say now.
-    fn explain(&self, question: &Question) -> Result<Explanation, String> {
-        let packet = question.packet(&self.world)?;
-        let pods = self.interfaces.pods();
-        Ok(explain(packet, &self.world, |pod, direction| {
-            self.policies
-                .verdict(pod, direction, packet, pods, &self.tables)
-        }))
     }
 
     /// Remembers what the programs tell.
@@ -517,113 +536,10 @@ impl Agent {
             return Err(format!("no Pod {pod} of this node is known yet"));
         }
         self.interfaces.hold(&asked.addresses)?;
-        match self.policies.hold(pod, self.interfaces.pods()) {
+        match self.policies.hold(pod, &self.interfaces.pods().places()) {
             true => Ok(()),
             false => Err(format!("the policies of {pod} are not in force yet")),
         }
-    }
-
-    fn status(&self) -> Status {
-        let found;
-        let tables = match self.services.tables() {
-            Some(tables) => tables,
-            None => {
-                found = or_log(self.tables.services());
-                &found
-            }
-        };
-        let mut services = status::services(tables, &self.names().services);
-        for service in &mut services {
-            let (namespace, name) = service.service.split_once('/').unwrap_or_default();
-            let key = ObjectKey::new(namespace, name);
-            if self.services.reflects(&key) {
-                service.versions = self.world.versions_of(&key);
-            }
-        }
-        Status {
-            agent: self.agent(),
-            tables_at: self.pins.version(),
-            interfaces: self.interfaces.status(self.programs.how().name()),
-            services,
-            problems: self.problems(),
-            tables: status::fills(tables, self.interfaces.endpoints(), Some(self.flows)),
-            counters: or_log(self.tables.counters()),
-        }
-    }
-
-    /// What the metrics show.
-    fn snapshot(&self) -> Snapshot {
-        let services = self.services.tables();
-        let endpoints = self.interfaces.endpoints();
-        let fills = |tables| status::fills(tables, endpoints, Some(self.flows));
-        Snapshot {
-            packets: or_log(self.tables.counters()),
-            tables: services.map(fills).unwrap_or_default(),
-            interfaces: self.interfaces.status(self.programs.how().name()),
-            problems: self.problems(),
-            without_local: services.map(without_local).unwrap_or_default(),
-        }
-    }
-
-    fn agent(&self) -> status::Agent {
-        let awaited = self.world.waiting_for();
-        let (awaited, synced): (Vec<_>, Vec<_>) = Kind::ALL
-            .into_iter()
-            .partition(|kind| awaited.contains(kind));
-        let texts = |kinds: Vec<Kind>| kinds.iter().map(ToString::to_string).collect();
-        status::Agent::Running {
-            pid: process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            node: self.node.clone(),
-            source: self.source.clone(),
-            synced: texts(synced),
-            awaited: texts(awaited),
-            cgroup_root: self.cgroup_root.clone(),
-            socket_lb: self.sockets.scope().to_string(),
-        }
-    }
-
-    fn problems(&self) -> Vec<Problem> {
-        let mut problems = status::problems(&self.world);
-        for NoRoom { item, full } in self.services.no_room() {
-            let (kind, object) = match item.service() {
-                Some(service) => (Kind::Service, service.to_string()),
-                None => (Kind::Node, self.node.clone()),
-            };
-            problems.push(Problem {
-                kind: kind.to_string(),
-                object,
-                problem: format!("{full} has no room for {item}; what was there before stays"),
-            });
-        }
-        for (object, problem) in self.sockets.problems() {
-            problems.push(Problem {
-                kind: "cgroup".to_owned(),
-                object,
-                problem,
-            });
-        }
-        for pod in self.policies.closed() {
-            problems.push(Problem {
-                kind: Kind::Pod.to_string(),
-                object: pod.to_string(),
-                problem: "the tables have no room for its policies: nothing may reach or leave it"
-                    .to_owned(),
-            });
-        }
-        if self.services.repaired() > 0 {
-            problems.push(Problem {
-                kind: "tables".to_owned(),
-                object: self.pins.version().display().to_string(),
-                problem: format!(
-                    "somebody else changed {} entries, which were mended",
-                    self.services.repaired()
-                ),
-            });
-        }
-        problems.extend(self.surface.problems());
-        problems
     }
 }
 

@@ -13,7 +13,7 @@ use lb_common::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::slots::Slots;
+use super::{policies::Places, slots::Slots};
 use crate::{
     compile::policy::RuleSets,
     kernel::{Binding, Pins, Programs, Side, Tables, owners},
@@ -266,10 +266,10 @@ impl Pods {
         interfaces.filter_map(|index| Some((self.slots.of(index)?, self.claims.pod(index))))
     }
 
-    /// The slots of a pod.
-    pub fn slots_of(&self, pod: &ObjectKey) -> impl Iterator<Item = u32> {
-        let slots = self.slots_and_pods();
-        slots.filter_map(move |(slot, holder)| (holder == Some(pod)).then_some(slot))
+    /// The same by slot.
+    pub fn places(&self) -> Places {
+        let places = self.slots_and_pods();
+        places.map(|(slot, pod)| (slot, pod.cloned())).collect()
     }
 
     /// The interfaces that have a slot.

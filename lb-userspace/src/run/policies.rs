@@ -12,7 +12,6 @@ use lb_common::{
 };
 use tracing::{debug, warn};
 
-use super::pods::Pods;
 use crate::{
     compile::{
         Range,
@@ -24,12 +23,58 @@ use crate::{
     explain::{Packet, Verdict},
     kernel::Tables,
     plan::policy::{Op, plan},
-    world::{ObjectKey, PolicyDirty, World, policy::Direction},
+    policies::{Policy, described},
+    status::PolicyCounts,
+    tallies::Tallies,
+    world::{ObjectKey, PolicyDirty, PolicyName, World, policy::Direction},
 };
 
+/// The slots in use, each with the pod that its interface leads to where that is known.
+pub type Places = BTreeMap<u32, Option<ObjectKey>>;
+
+/// What policies are written to.
+pub trait PolicyTables {
+    /// What the tables say, and the highest numbers in them.
+    fn read(&self) -> Result<(Desired, LastNumbers)>;
+    /// Does a write that is not about a pod.
+    fn write(&mut self, op: &Op) -> Result<()>;
+    fn set_rule_sets(&mut self, slot: u32, ingress: u32, egress: u32) -> Result<()>;
+    fn guard(&self, slot: u32) -> Result<Guard>;
+}
+
+impl PolicyTables for Tables {
+    fn read(&self) -> Result<(Desired, LastNumbers)> {
+        read(self)
+    }
+
+    fn write(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Rule { entry, rule } => self.put_rule(entry.bits, entry.key, *rule),
+            Op::Peer { key, class } => self.put_peer(*key, *class),
+            Op::Identity { range, identity } => {
+                self.put_identity(range.bits.into(), range.address, *identity)
+            }
+            Op::NoIdentity { range } => self.remove_identity(range.bits.into(), range.address),
+            Op::Endpoint { .. } | Op::NoEndpoint { .. } => Ok(()),
+            Op::Barrier => self.wait(),
+            Op::NoPeer { key } => self.remove_peer(key),
+            Op::NoRule { entry } => self.remove_rule(entry.bits, entry.key),
+        }
+    }
+
+    fn set_rule_sets(&mut self, slot: u32, ingress: u32, egress: u32) -> Result<()> {
+        Self::set_rule_sets(self, slot, ingress, egress)
+    }
+
+    fn guard(&self, slot: u32) -> Result<Guard> {
+        Self::guard(self, slot)
+    }
+}
+
 /// The compiled policies, and what the tables have of them.
-#[derive(Default)]
 pub struct Policies {
+    /// How much fits.
+    sizes: Sizes,
     /// `None` until everything has been listed, and after a failure to write.
     compiled: Option<Compiled>,
     dirty: PolicyDirty,
@@ -42,10 +87,14 @@ pub struct Policies {
 
 impl Policies {
     /// Starts from what an earlier agent left.
-    pub fn restore(tables: &Tables) -> Result<Self> {
+    pub fn restore(tables: &impl PolicyTables, sizes: Sizes) -> Result<Self> {
+        let (actual, _) = tables.read()?;
         Ok(Self {
-            inherited: !tables.rules()?.is_empty(),
-            ..Self::default()
+            sizes,
+            compiled: None,
+            dirty: PolicyDirty::default(),
+            inherited: !actual.rules.is_empty(),
+            given: BTreeMap::new(),
         })
     }
 
@@ -63,27 +112,32 @@ impl Policies {
     /// Makes the tables and the guards say what the world says.
     ///
     /// On an error everything is compiled and compared with the tables again.
-    pub fn program(&mut self, world: &World, pods: &mut Pods, tables: &mut Tables) -> Result<()> {
+    pub fn program(
+        &mut self,
+        world: &World,
+        places: &Places,
+        tables: &mut impl PolicyTables,
+    ) -> Result<()> {
         let start = Instant::now();
         let dirty = std::mem::take(&mut self.dirty);
         let changes = match &mut self.compiled {
             Some(compiled) => compiled.update(world, &dirty),
             none => {
-                let (actual, last) = read(tables)?;
-                let compiled = none.insert(Compiled::new(Sizes::KERNEL, last));
+                let (actual, last) = tables.read()?;
+                let compiled = none.insert(Compiled::new(self.sizes, last));
                 compiled.update(world, &dirty);
                 Changes::between(&actual, compiled.tables())
             }
         };
         let ops = plan(&changes);
         for op in &ops {
-            if let Err(error) = self.apply(op, pods, tables) {
+            if let Err(error) = self.apply(op, places, tables) {
                 self.forget();
                 return Err(error).with_context(|| format!("apply {op:?}"));
             }
         }
         debug!(writes = ops.len(), elapsed = ?start.elapsed(), "programmed policies");
-        self.guard(pods, tables)
+        self.guard(places, tables)
     }
 
     /// Has everything compiled and compared with the tables again. Strangers are kept out meanwhile.
@@ -92,43 +146,29 @@ impl Policies {
         self.inherited = true;
     }
 
-    fn apply(&mut self, op: &Op, pods: &Pods, tables: &mut Tables) -> Result<()> {
-        match op {
-            Op::Rule { entry, rule } => tables.put_rule(entry.bits, entry.key, *rule),
-            Op::Peer { key, class } => tables.put_peer(*key, *class),
-            Op::Identity { range, identity } => {
-                tables.put_identity(range.bits.into(), range.address, *identity)
-            }
-            Op::NoIdentity { range } => tables.remove_identity(range.bits.into(), range.address),
-            Op::Endpoint { pod, sets } => pods
-                .slots_of(pod)
-                .try_for_each(|slot| self.give(slot, *sets, tables)),
-            // Its slots go with its interfaces, and are nobody's that is known until then.
-            Op::NoEndpoint { .. } => Ok(()),
-            Op::EndpointEpoch { pod } => {
-                let mut slots = pods.slots_of(pod);
-                slots.try_for_each(|slot| tables.bump_endpoint(slot))
-            }
-            Op::PeerEpoch { index } => tables.bump_peers(*index),
-            Op::Barrier => tables.wait(),
-            Op::NoPeer { key } => tables.remove_peer(key),
-            Op::NoRule { entry } => tables.remove_rule(entry.bits, entry.key),
-        }
+    fn apply(&mut self, op: &Op, places: &Places, tables: &mut impl PolicyTables) -> Result<()> {
+        // Slots go with their interfaces, and are nobody's that is known until then.
+        let Op::Endpoint { pod, sets } = op else {
+            return tables.write(op);
+        };
+        let mut own = places
+            .iter()
+            .filter(|(_, holder)| holder.as_ref() == Some(pod));
+        own.try_for_each(|(slot, _)| self.give(*slot, *sets, tables))
     }
 
     /// Gives every slot the rule sets of its pod, and those of a stranger to what is no known pod's.
-    pub fn guard(&mut self, pods: &mut Pods, tables: &mut Tables) -> Result<()> {
-        let stranger = self.stranger(pods);
-        pods.expect(stranger);
+    pub fn guard(&mut self, places: &Places, tables: &mut impl PolicyTables) -> Result<()> {
+        let stranger = self.stranger(places);
         let Some(compiled) = &self.compiled else {
             return Ok(());
         };
         let endpoints = &compiled.tables().endpoints;
-        let wanted: BTreeMap<u32, RuleSets> = pods
-            .slots_and_pods()
+        let wanted: BTreeMap<u32, RuleSets> = places
+            .iter()
             .map(|(slot, pod)| {
-                let sets = pod.and_then(|pod| endpoints.get(pod));
-                (slot, sets.copied().unwrap_or(stranger))
+                let sets = pod.as_ref().and_then(|pod| endpoints.get(pod));
+                (*slot, sets.copied().unwrap_or(stranger))
             })
             .collect();
         self.given.retain(|slot, _| wanted.contains_key(slot));
@@ -140,7 +180,7 @@ impl Policies {
         Ok(())
     }
 
-    fn give(&mut self, slot: u32, sets: RuleSets, tables: &mut Tables) -> Result<()> {
+    fn give(&mut self, slot: u32, sets: RuleSets, tables: &mut impl PolicyTables) -> Result<()> {
         tables.set_rule_sets(slot, sets.ingress, sets.egress)?;
         self.given.insert(slot, sets);
         Ok(())
@@ -148,14 +188,14 @@ impl Policies {
 
     /// The rule sets of an interface of which it is not known whose it is: closed in the directions
     /// in which some pod is isolated whose interface is not known either.
-    fn stranger(&self, pods: &Pods) -> RuleSets {
+    pub fn stranger(&self, places: &Places) -> RuleSets {
         let Some(compiled) = &self.compiled else {
             return match self.inherited {
                 true => RuleSets::CLOSED,
                 false => RuleSets::OPEN,
             };
         };
-        let placed: BTreeSet<&ObjectKey> = pods.slots_and_pods().filter_map(|it| it.1).collect();
+        let placed: BTreeSet<&ObjectKey> = places.values().flatten().collect();
         let endpoints = compiled.tables().endpoints.iter();
         let awaited: Vec<_> = endpoints.filter(|(pod, _)| !placed.contains(pod)).collect();
         let side = |direction| {
@@ -169,7 +209,7 @@ impl Policies {
     }
 
     /// Reads the tables again, so that what differs from what was written is written again.
-    pub fn audit(&mut self, tables: &mut Tables) -> Result<()> {
+    pub fn audit(&mut self, tables: &impl PolicyTables) -> Result<()> {
         self.given.retain(|slot, sets| {
             let guard = tables.guard(*slot);
             guard.is_ok_and(|guard| (guard.ingress, guard.egress) == (sets.ingress, sets.egress))
@@ -177,7 +217,7 @@ impl Policies {
         let Some(compiled) = &self.compiled else {
             return Ok(());
         };
-        let (mut actual, _) = read(tables)?;
+        let (mut actual, _) = tables.read()?;
         actual.endpoints = compiled.tables().endpoints.clone();
         let wanted = compiled.tables();
         if !compiled.pending() && actual != *wanted {
@@ -188,14 +228,17 @@ impl Policies {
     }
 
     /// Whether a pod has the rule sets that it should have, wherever it is.
-    pub fn hold(&self, pod: &ObjectKey, pods: &Pods) -> bool {
+    pub fn hold(&self, pod: &ObjectKey, places: &Places) -> bool {
         let wanted = self.compiled.as_ref().and_then(|compiled| {
             let pending = !self.dirty.is_empty();
             compiled.tables().endpoints.get(pod).filter(|_| !pending)
         });
         wanted.is_some_and(|wanted| {
-            let mut slots = pods.slots_of(pod).peekable();
-            slots.peek().is_some() && slots.all(|slot| self.given.get(&slot) == Some(wanted))
+            let slots = places
+                .iter()
+                .filter(|(_, holder)| holder.as_ref() == Some(pod));
+            let mut slots = slots.map(|(slot, _)| slot).peekable();
+            slots.peek().is_some() && slots.all(|slot| self.given.get(slot) == Some(wanted))
         })
     }
 
@@ -206,23 +249,35 @@ impl Policies {
         pod: &ObjectKey,
         direction: Direction,
         packet: Packet,
-        pods: &Pods,
+        places: &Places,
         tables: &Tables,
     ) -> Option<Verdict> {
+        let mut places = places.iter();
+        let (slot, _) = places.find(|(_, holder)| holder.as_ref() == Some(pod))?;
         let Guard {
             ingress, egress, ..
-        } = tables.guard(pods.slots_of(pod).next()?).ok()?;
+        } = tables.guard(*slot).ok()?;
         let rule_set = RuleSets { ingress, egress }.of(direction);
         let peer = from_ip(packet.peer(direction));
         let rule = tables.judge(rule_set, &peer, packet.protocol, packet.port);
         let compiled = self.compiled.as_ref()?;
-        Some(Verdict::new(
-            pod,
-            direction,
-            rule_set,
-            Some(rule.ok()?),
-            compiled,
-        ))
+        Some(Verdict::new(pod, direction, rule_set, rule.ok()?, compiled))
+    }
+
+    /// What the numbers of rules stand for.
+    pub fn rule_names(&self) -> BTreeMap<u32, String> {
+        let names = self.compiled.iter().flat_map(Compiled::rule_names);
+        names
+            .map(|(number, name)| (number, name.to_string()))
+            .collect()
+    }
+
+    /// All policies, with the pods of this node that they select; none are known before everything
+    /// has been listed.
+    pub fn described(&self, world: &World, tallies: &Tallies) -> Vec<Policy> {
+        let hits = |pod: &ObjectKey| Some(tallies.hits(pod));
+        let compiled = self.compiled.as_ref();
+        compiled.map_or_else(Vec::new, |compiled| described(world, compiled, hits))
     }
 
     /// What the number of a rule stands for.
@@ -231,9 +286,27 @@ impl Policies {
         compiled.rule_name(number).map(ToString::to_string)
     }
 
-    /// The pods that nothing may pass because their rules do not fit.
-    pub fn closed(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.compiled.iter().flat_map(Compiled::closed)
+    /// How many entries the tables have.
+    pub fn counts(&self) -> PolicyCounts {
+        let counts = self.compiled.as_ref().map(|compiled| {
+            let tables = compiled.tables();
+            PolicyCounts {
+                identities: tables.identities.len(),
+                peers: tables.peers.len(),
+                rules: tables.rules.len(),
+            }
+        });
+        counts.unwrap_or_default()
+    }
+
+    /// The pods that nothing may pass because their rules do not fit, with their policies.
+    pub fn closed(&self, world: &World) -> BTreeMap<ObjectKey, Vec<PolicyName>> {
+        let compiled = self.compiled.iter();
+        let closed = compiled.flat_map(|compiled| {
+            let pods = compiled.closed();
+            pods.map(|pod| (pod.clone(), compiled.policies_for(world, pod)))
+        });
+        closed.collect()
     }
 }
 
@@ -254,10 +327,16 @@ fn read(tables: &Tables) -> Result<(Desired, LastNumbers)> {
             .collect(),
         endpoints: BTreeMap::new(),
     };
+    let last = last_numbers(&desired);
+    Ok((desired, last))
+}
+
+/// The highest numbers in the tables.
+fn last_numbers(desired: &Desired) -> LastNumbers {
     let peers = desired.peers.iter();
     let classes = peers.flat_map(|(key, class)| [key.rule_set, *class]);
     let rules = desired.rules.values();
-    let last = LastNumbers {
+    LastNumbers {
         identity: desired.identities.values().copied().max().unwrap_or(0),
         class: classes
             .chain(desired.rules.keys().map(|entry| entry.key.class))
@@ -267,6 +346,8 @@ fn read(tables: &Tables) -> Result<(Desired, LastNumbers)> {
             .flat_map(|rule| [rule.rule, rule.audited_rule])
             .max()
             .unwrap_or(0),
-    };
-    Ok((desired, last))
+    }
 }
+
+#[cfg(test)]
+mod tests;

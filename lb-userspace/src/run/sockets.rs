@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt, fs,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -14,11 +15,12 @@ use lb_common::{
     address::{UNSPECIFIED, from_ip},
     socket::Settings,
 };
+use socket2::{Domain, Socket, Type};
 use tracing::{info, warn};
 
 use crate::{
     compile::Local,
-    kernel::{Programs, Tables, namespace_cookie, pod_cgroup},
+    kernel::{Programs, Tables, pod_cgroup},
     world::{Kind, World},
 };
 
@@ -72,7 +74,6 @@ impl Sockets {
             root,
             attached: Ok(()),
             settings: Settings {
-                namespace: namespace_cookie()?,
                 everywhere: (scope == SocketLb::All).into(),
                 ..tables.settings()?
             },
@@ -80,7 +81,7 @@ impl Sockets {
             restored: false,
         };
         tables.set_settings(sockets.settings)?;
-        sockets.attach(programs);
+        sockets.attach(programs, tables);
         Ok(sockets)
     }
 
@@ -90,23 +91,38 @@ impl Sockets {
     }
 
     /// Tries again what failed.
-    pub fn retry(&mut self, programs: &mut Programs) {
+    pub fn retry(&mut self, programs: &mut Programs, tables: &mut Tables) {
         if self.attached.is_err() {
-            self.attach(programs);
+            self.attach(programs, tables);
         }
     }
 
-    fn attach(&mut self, programs: &mut Programs) {
+    fn attach(&mut self, programs: &mut Programs, tables: &mut Tables) {
         let attached = match (self.scope, &self.root) {
             (SocketLb::Off, _) => programs.detach_sockets(),
             (_, None) => Err(anyhow::anyhow!("cgroup v2 is not mounted")),
-            (_, Some(root)) => programs.attach_sockets(root),
+            (_, Some(root)) => programs
+                .attach_sockets(root)
+                .and_then(|()| self.learn_namespace(tables)),
         };
         self.attached = attached.map_err(|error| format!("{error:#}"));
         match &self.attached {
             Ok(()) => info!(scope = %self.scope, "services for processes"),
             Err(error) => warn!("cannot serve processes, will try again: {error}"),
         }
+    }
+
+    /// Has the programs tell which network namespace this process is in.
+    fn learn_namespace(&mut self, tables: &mut Tables) -> Result<()> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        tables.set_settings(Settings {
+            asking: socket.cookie().context("ask for a socket's cookie")?,
+            ..self.settings
+        })?;
+        // They have run when the kernel looks for a way there; nothing is sent.
+        let _ = socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, 9)).into());
+        self.settings.namespace = tables.settings()?.namespace;
+        tables.set_settings(self.settings)
     }
 
     /// Takes in what the objects say of the node and its pods.

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     events::{Events, Notice},
@@ -18,8 +18,9 @@ use crate::{
     listen::{Attempt, BindAddress, Owed, keep_serving},
     metrics::{self, Changes, Metrics, Snapshot, Triggers},
     node_view::NodeView,
+    policies::closed_text,
     status::Problem,
-    world::{Change, Event, Kind, ObjectKey, World},
+    world::{Change, Event, Kind, ObjectKey, PolicyName, World},
 };
 
 /// What others may ask, and where.
@@ -49,6 +50,8 @@ pub struct Surface {
     /// Why a server does not listen.
     silent: BTreeMap<Owed, String>,
     events: Events,
+    /// Pods whose policies do not fit, which has been told.
+    closed: BTreeSet<ObjectKey>,
     /// Whether the tables have ever said all that was known.
     programmed: watch::Sender<bool>,
     kube_proxy: watch::Receiver<Found>,
@@ -89,6 +92,7 @@ impl Surface {
             unwritten: BTreeSet::new(),
             silent: BTreeMap::new(),
             events,
+            closed: BTreeSet::new(),
             programmed,
             kube_proxy: kube_proxy::watch(cleans),
         };
@@ -180,6 +184,22 @@ impl Surface {
         }
     }
 
+    /// Tells of pods whose policies do not fit, once each time that they begin not to.
+    pub fn tell_closed(&mut self, closed: BTreeMap<ObjectKey, Vec<PolicyName>>) {
+        let told = std::mem::take(&mut self.closed);
+        for (pod, policies) in closed {
+            if !told.contains(&pod) {
+                let why = closed_text(&policies);
+                error!(%pod, "{why}");
+                self.events.send(Notice::Closed {
+                    pod: pod.clone(),
+                    policies,
+                });
+            }
+            self.closed.insert(pod);
+        }
+    }
+
     /// A sign of life, and whether the Node is eligible for load balancers, once it is known.
     pub fn live(&self, eligible: Option<bool>) {
         self.progress.send_modify(|progress| {
@@ -239,5 +259,54 @@ fn names_object<R>(event: &Event<R>) -> bool {
     match event {
         Event::InitApply(..) | Event::Apply(..) | Event::Delete(_) => true,
         Event::Init | Event::InitDone => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{events::tests::apiserver, listen::BindAddress};
+
+    #[tokio::test]
+    async fn a_pod_whose_policies_do_not_fit_is_told_of_once_each_time() {
+        let (client, mut sent) = apiserver(201);
+        let (mut surface, _attempts) = Surface::start(Config {
+            healthz: BindAddress(None),
+            metrics: BindAddress(None),
+            hard_fail: false,
+            settings: Value::Null,
+            events: Events::to(client, "node-a".to_owned()),
+            cleanup_kube_proxy: false,
+        });
+        let policy = PolicyName {
+            kind: Kind::NetworkPolicy,
+            key: ObjectKey::new("shop", "large"),
+        };
+        let closed = |pods: &[&str]| {
+            let pods = pods.iter();
+            let pods = pods.map(|pod| (ObjectKey::new("shop", *pod), vec![policy.clone()]));
+            pods.collect::<BTreeMap<_, _>>()
+        };
+        for pods in [&["a"][..], &["a", "b"], &["b"], &["a", "b"]] {
+            surface.tell_closed(closed(pods));
+        }
+        surface.finish().await;
+        let (mut told, mut repeated) = (Vec::new(), 0);
+        while let Some((path, event)) = sent.recv().await {
+            // What is told once more is counted by the event that is there.
+            repeated += u32::from(path.contains("/namespaces/shop/events/a."));
+            if !path.ends_with("/events") {
+                continue;
+            }
+            if event["reason"] == "PolicyNotProgrammed" {
+                assert_eq!(path, "/apis/events.k8s.io/v1/namespaces/shop/events");
+                assert_eq!(event["related"]["name"], "large");
+                let note = event["note"].as_str().unwrap_or_default();
+                assert!(note.contains("NetworkPolicy shop/large"), "{note}");
+                told.push(event["regarding"]["name"].clone());
+            }
+        }
+        assert_eq!(told, ["a", "b"]);
+        assert_eq!(repeated, 1);
     }
 }

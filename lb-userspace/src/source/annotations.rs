@@ -1,24 +1,51 @@
 //! The annotations that the agent reads, all of them in one table. `docs/annotations.md` lists them.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::world::Kind;
+use crate::world::{Kind, address};
 
-/// An annotation that chooses one of a few values.
+/// An annotation.
 #[derive(Debug)]
 pub struct Annotation {
     pub key: &'static str,
     /// The objects that it is read from.
     pub kinds: &'static [Kind],
-    pub values: &'static [&'static str],
-    /// What applies where the object does not say, or says something that is not a value.
-    pub default: &'static str,
+    pub values: Values,
     /// What it decides, in a sentence.
     pub meaning: &'static str,
 }
 
+/// What an annotation may say.
+#[derive(Debug)]
+pub enum Values {
+    /// One of a few values.
+    OneOf {
+        values: &'static [&'static str],
+        /// What applies where the object does not say, or says something that is not a value.
+        default: &'static str,
+    },
+    /// Addresses and networks, separated by commas or spaces; none where the object does not say.
+    Networks,
+}
+
+const YES_OR_NO: Values = Values::OneOf {
+    values: &["true", "false"],
+    default: "false",
+};
+
 /// Every annotation, by key.
-pub const ALL: &[&Annotation] = &[&POLICY_AUDIT, &SOCKET_LB];
+pub const ALL: &[&Annotation] = &[&ALLOWED_SOURCES, &POLICY_AUDIT, &SOCKET_LB];
+
+pub const ALLOWED_SOURCES: Annotation = Annotation {
+    key: "lb.io/allowed-sources",
+    kinds: &[Kind::Pod],
+    values: Values::Networks,
+    meaning: "What the pod may send from besides its own addresses, within what \
+              `--allow-pod-sources` allows and nobody else has.",
+};
 
 pub const POLICY_AUDIT: Annotation = Annotation {
     key: "lb.io/policy-audit",
@@ -27,8 +54,7 @@ pub const POLICY_AUDIT: Annotation = Annotation {
         Kind::NetworkPolicy,
         Kind::ClusterNetworkPolicy,
     ],
-    values: &["true", "false"],
-    default: "false",
+    values: YES_OR_NO,
     meaning: "Whether the policy, or every NetworkPolicy of the namespace, is not enforced: what it \
               would allow and deny is counted and reported.",
 };
@@ -36,33 +62,56 @@ pub const POLICY_AUDIT: Annotation = Annotation {
 pub const SOCKET_LB: Annotation = Annotation {
     key: "lb.io/socket-lb",
     kinds: &[Kind::Pod],
-    values: &["true", "false"],
-    default: "false",
+    values: YES_OR_NO,
     meaning: "Whether the pod's processes reach services when they connect, at socket level, as those \
               of the host do, and not packet by packet.",
 };
 
 impl Annotation {
-    /// The value that applies to an object. One that is none of those it may have is a problem.
+    /// The value that applies to an object, of an annotation that has a few. One that is none of
+    /// those it may have is a problem.
     pub fn read(&self, metadata: &ObjectMeta, problems: &mut Vec<String>) -> &'static str {
-        let &Self {
-            key,
-            values,
-            default,
-            ..
-        } = self;
-        let annotations = metadata.annotations.as_ref();
-        let Some(said) = annotations.and_then(|annotations| annotations.get(key)) else {
+        let Values::OneOf { values, default } = self.values else {
+            return "";
+        };
+        let Some(said) = self.said(metadata) else {
             return default;
         };
-        let value = values.iter().find(|value| *value == said);
+        let value = values.iter().find(|value| **value == said);
         value.copied().unwrap_or_else(|| {
-            let values = values.join("` or `");
+            let (key, values) = (self.key, values.join("` or `"));
             problems.push(format!(
                 "annotation {key} is `{said}`, not `{values}`: it counts as `{default}`"
             ));
             default
         })
+    }
+
+    /// The networks that an object names; what is neither one nor an address is a problem.
+    pub fn read_networks(
+        &self,
+        metadata: &ObjectMeta,
+        problems: &mut Vec<String>,
+    ) -> BTreeSet<IpNet> {
+        let said = self.said(metadata).unwrap_or_default();
+        let texts = said.split([',', ' ']).filter(|text| !text.is_empty());
+        let networks = texts.filter_map(|text| {
+            let host = address::parse_sloppy(text).map(IpNet::from);
+            let network = host.or_else(|| address::parse_network(text));
+            if network.is_none() {
+                let key = self.key;
+                problems.push(format!(
+                    "annotation {key} has `{text}`, which is no address and no network: left out"
+                ));
+            }
+            network
+        });
+        networks.collect()
+    }
+
+    fn said<'a>(&self, metadata: &'a ObjectMeta) -> Option<&'a str> {
+        let annotations = metadata.annotations.as_ref()?;
+        annotations.get(self.key).map(String::as_str)
     }
 }
 
@@ -98,13 +147,32 @@ mod tests {
     }
 
     #[test]
+    fn networks_are_read_from_a_list() {
+        let said = "10.9.0.7, 192.0.2.9/28,fd00::1 fd01::/64,, 10.9.0/8 nonsense";
+        let metadata = ObjectMeta {
+            annotations: Some([(ALLOWED_SOURCES.key.to_owned(), said.to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        let mut problems = Vec::new();
+        let networks = ALLOWED_SOURCES.read_networks(&metadata, &mut problems);
+        let texts: Vec<_> = networks.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            ["10.9.0.7/32", "192.0.2.0/28", "fd00::1/128", "fd01::/64"]
+        );
+        assert_eq!(problems.len(), 2);
+        assert!(problems[1].contains("`nonsense`"), "{problems:?}");
+        let silent = ALLOWED_SOURCES.read_networks(&ObjectMeta::default(), &mut problems);
+        assert!(silent.is_empty());
+    }
+
+    #[test]
     fn every_annotation_has_its_default_among_its_values() {
         assert!(ALL.is_sorted_by_key(|annotation| annotation.key));
         for annotation in ALL {
-            assert!(
-                annotation.values.contains(&annotation.default),
-                "{annotation:?}"
-            );
+            if let Values::OneOf { values, default } = annotation.values {
+                assert!(values.contains(&default), "{annotation:?}");
+            }
             assert!(annotation.key.starts_with("lb.io/"), "{annotation:?}");
         }
     }
@@ -115,13 +183,17 @@ mod tests {
                 key,
                 kinds,
                 values,
-                default,
                 meaning,
             } = annotation;
-            let values = values.join("`, `");
+            let (values, default) = match values {
+                Values::OneOf { values, default } => {
+                    (format!("`{}`", values.join("`, `")), format!("`{default}`"))
+                }
+                Values::Networks => ("addresses, networks".to_owned(), "none".to_owned()),
+            };
             let kinds: Vec<_> = kinds.iter().map(ToString::to_string).collect();
             let kinds = kinds.join(", ");
-            format!("| `{key}` | {kinds} | `{values}` | `{default}` | {meaning} |\n")
+            format!("| `{key}` | {kinds} | {values} | {default} | {meaning} |\n")
         };
         format!(
             "| annotation | on a | values | default | meaning |\n|---|---|---|---|---|\n{}",

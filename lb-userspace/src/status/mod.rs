@@ -14,6 +14,7 @@ use lb_common::{
     address::{UNSPECIFIED, to_ip},
     endpoint::{Device, MAX_ENDPOINTS},
     flow::{MAX_FLOWS, MAX_HALF_OPEN},
+    policy::{MAX_IDENTITIES, MAX_PEERS, MAX_POD_SOURCES, MAX_RULES},
     service::{
         Extent, MAX_BACKEND_IDS, MAX_BACKENDS, MAX_FRONTENDS, MAX_SERVICES, MAX_SOURCE_RANGES,
         Target, is_live,
@@ -231,6 +232,30 @@ pub fn fills(services: &ServiceTables, endpoints: usize, flows: Option<FlowCount
         fills.push(Fill::new("HALF_OPEN", half_open, MAX_HALF_OPEN));
     }
     fills
+}
+
+/// How many entries the tables of policies have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyCounts {
+    pub identities: usize,
+    pub peers: usize,
+    pub rules: usize,
+}
+
+/// How full the tables of policies are; `sources`: what pods may send from besides their own
+/// addresses.
+pub fn policy_fills(counts: PolicyCounts, sources: usize) -> [Fill; 4] {
+    let PolicyCounts {
+        identities,
+        peers,
+        rules,
+    } = counts;
+    [
+        Fill::new("IDENTITIES", identities, MAX_IDENTITIES),
+        Fill::new("PEERS", peers, MAX_PEERS),
+        Fill::new("RULES", rules, MAX_RULES),
+        Fill::new("POD_SOURCES", sources, MAX_POD_SOURCES),
+    ]
 }
 
 impl Fill {
@@ -463,7 +488,7 @@ mod tests {
                 cgroup_root: None,
                 socket_lb: "host".to_owned(),
             },
-            tables_at: "/sys/fs/bpf/lb/v3".into(),
+            tables_at: "/sys/fs/bpf/lb/v4".into(),
             interfaces: vec![
                 Interface {
                     index: 3,
@@ -568,7 +593,7 @@ source     manifests in m
 synced     Service, Node
 awaited    EndpointSlice
 socket-lb  host
-tables     /sys/fs/bpf/lb/v3
+tables     /sys/fs/bpf/lb/v4
 
 INTERFACE  INDEX  STATE                                                  POD             ADDRESSES
 veth0      3      taken: tcx, slot 1                                     default/client  10.0.0.9

@@ -2,7 +2,7 @@
 //!
 //! Kubernetes' types end at the `reduce` functions of this module; what comes after sees rows only.
 
-mod address;
+pub mod address;
 mod claims;
 pub mod endpoint_slice;
 mod labels;
@@ -117,7 +117,7 @@ impl fmt::Display for Kind {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
     IPv4,
     IPv6,

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
 use super::{Labels, Protocol, Row, address};
-use crate::source::annotations::SOCKET_LB;
+use crate::source::annotations::{ALLOWED_SOURCES, SOCKET_LB};
 
 /// A pod with a network of its own that has a node and has not finished.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct LocalPod {
     pub uid: String,
     /// Whether its processes reach services at socket level, whatever other pods do.
     pub socket_lb: bool,
+    /// What it asks to send from besides its own addresses.
+    pub asked_sources: BTreeSet<IpNet>,
 }
 
 /// A port that containers of a pod call by a name; several may give one name to different ports.
@@ -54,6 +57,7 @@ pub fn reduce(object: &core::Pod, node: &str) -> Row<Pod> {
         local: is_on(object, node).then(|| LocalPod {
             uid: object.metadata.uid.clone().unwrap_or_default(),
             socket_lb: SOCKET_LB.read(&object.metadata, &mut problems) == "true",
+            asked_sources: ALLOWED_SOURCES.read_networks(&object.metadata, &mut problems),
         }),
     });
     Row {

@@ -1,9 +1,10 @@
-//! From asking an apiserver for a policy to the first packet that it holds back, in an idle cluster of
-//! 10,000 pods and 1,000 policies.
+//! From a policy's creation in an apiserver to the first packet that it holds back, in an idle cluster
+//! of 10,000 pods and 1,000 policies.
 
 use std::{
     fs,
     net::SocketAddr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,9 @@ const CHANGES: usize = 200;
 /// A datagram that is not answered for so long is not let through.
 const SILENCE: Duration = Duration::from_millis(60);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// After a deletion the agent waits for packets under way before it forgets rules; this is not what is
+/// measured.
+const REST: Duration = Duration::from_millis(150);
 const NAME: &str = "closed";
 
 pub fn run() -> Result<Vec<Table>> {
@@ -57,23 +61,44 @@ pub fn run() -> Result<Vec<Table>> {
     let mut samples = Vec::new();
     for _ in 0..CHANGES {
         open(&admin, client, server)?;
+        thread::sleep(REST);
         samples.push(close(&admin, client, server)?);
     }
-    samples.sort_by(f64::total_cmp);
-    let slowest = samples[CHANGES * 99 / 100];
-    let title = "From asking for a policy to the first packet that it holds back";
+    let asked = |at: fn(&Closing) -> Duration| -> Vec<f64> {
+        let samples = samples.iter().map(at);
+        samples.map(|sample| sample.as_secs_f64() * 1e3).collect()
+    };
+    let lines = [
+        ("asked, to held back", asked(|it| it.held_back)),
+        ("asked, to created", asked(|it| it.created)),
+        (
+            "created, to held back",
+            asked(|it| it.held_back.saturating_sub(it.created)),
+        ),
+    ];
+    let slowest = lines.clone().map(|(name, mut samples)| {
+        samples.sort_by(f64::total_cmp);
+        let name = format!("{name}, 99 of a hundred");
+        (name, vec![samples[CHANGES * 99 / 100]])
+    });
+    let lines = lines.map(|(name, samples)| (name.to_owned(), samples));
     Ok(vec![table(
-        title,
+        "A policy, from asking for it to the first packet that it holds back",
         Unit::Milliseconds,
-        [
-            ("all".to_owned(), samples),
-            ("slowest but for one of a hundred".to_owned(), vec![slowest]),
-        ],
+        lines.into_iter().chain(slowest),
     )])
 }
 
-/// Creates the policy, and returns after how many milliseconds no packet came through.
-fn close(admin: &Client, client: &Pod, server: SocketAddr) -> Result<f64> {
+/// When things had happened, since a policy was asked for.
+struct Closing {
+    /// The apiserver said that there is one.
+    created: Duration,
+    /// The first packet that did not come through was sent.
+    held_back: Duration,
+}
+
+/// Creates the policy, and waits until no packet comes through.
+fn close(admin: &Client, client: &Pod, server: SocketAddr) -> Result<Closing> {
     let talk = client.run(Conversation::open(Protocol::Udp, server))?;
     let (begin, began) = std::sync::mpsc::channel();
     let asking = client.spawn(async move {
@@ -92,9 +117,11 @@ fn close(admin: &Client, client: &Pod, server: SocketAddr) -> Result<f64> {
     began.recv()?;
     let started = Instant::now();
     admin.apply(&policy().to_string())?;
+    let created = started.elapsed();
     let silent = client.namespace().wait(asking)?;
     let silent = silent.context("the policy holds nothing back")?;
-    Ok(silent.saturating_duration_since(started).as_secs_f64() * 1e3)
+    let held_back = silent.saturating_duration_since(started);
+    Ok(Closing { created, held_back })
 }
 
 /// Deletes the policy, and returns when packets come through again.

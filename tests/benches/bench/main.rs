@@ -9,6 +9,7 @@ mod policies;
 mod programs;
 mod tc;
 mod updates;
+mod verdicts;
 mod xdp;
 
 use std::{env, fs, panic::resume_unwind, process::ExitCode, thread};
@@ -24,12 +25,13 @@ use self::measure::Table;
 /// A benchmark, and what it is called.
 type Benchmark = (&'static str, fn() -> Result<Vec<Table>>);
 
-const ALL: [Benchmark; 7] = [
+const ALL: [Benchmark; 8] = [
     ("tc", tc::run),
     ("xdp", xdp::run),
     ("connect", connect::run),
     ("forwarding", forwarding::run),
     ("updates", updates::run),
+    ("verdicts", verdicts::run),
     ("policies", policies::run),
     ("enforcement", enforcement::run),
 ];
@@ -37,7 +39,7 @@ const ALL: [Benchmark; 7] = [
 /// Measures what things cost.
 #[derive(Parser)]
 struct Arguments {
-    /// The benchmarks to run, of tc, xdp, connect, forwarding, updates, policies and
+    /// The benchmarks to run, of tc, xdp, connect, forwarding, updates, verdicts, policies and
     /// enforcement [default: all]
     names: Vec<String>,
     /// Print JSON

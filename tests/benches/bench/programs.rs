@@ -5,11 +5,11 @@ use std::{fs, net::IpAddr};
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _,
-    maps::{Array, HashMap},
+    maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
     programs::{Program, TestRunOptions},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
-use lb_userspace::kernel::OBJECT;
+use lb_userspace::kernel::{OBJECT, loader};
 use nix::{
     sched::{CloneFlags, unshare},
     time::{ClockId, clock_gettime},
@@ -34,10 +34,7 @@ pub struct Programs(Ebpf);
 impl Programs {
     /// Loads some of our programs.
     pub fn ours(names: &[&str]) -> Result<Self> {
-        let ebpf = EbpfLoader::new()
-            .override_global(aya_log::LEVEL, &0u8, false)
-            .load(OBJECT)
-            .context("load the tables")?;
+        let ebpf = loader(&0).load(OBJECT).context("load the tables")?;
         Self(ebpf).load(names)
     }
 
@@ -96,6 +93,19 @@ impl Programs {
     pub fn put<K: Pod, V: Pod>(&mut self, table: &str, key: &K, value: &V) -> Result<()> {
         let map = self.0.map_mut(table).context("no such table")?;
         HashMap::<_, K, V>::try_from(map)?.insert(key, value, 0)?;
+        Ok(())
+    }
+
+    /// Puts an entry into a longest-prefix table.
+    pub fn put_prefix<K: Pod, V: Pod>(
+        &mut self,
+        table: &str,
+        bits: u32,
+        key: &K,
+        value: &V,
+    ) -> Result<()> {
+        let map = self.0.map_mut(table).context("no such table")?;
+        LpmTrie::<_, K, V>::try_from(map)?.insert(&Key::new(bits, *key), value, 0)?;
         Ok(())
     }
 

@@ -30,9 +30,9 @@ pub const BACKEND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, 7)
 pub const STRANGER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 9), 443);
 
 /// The slot of the pod behind the interface.
-const SLOT: u32 = 1;
-const ROUNDS: usize = 40;
-const REPEAT: u32 = 20_000;
+pub const SLOT: u32 = 1;
+pub const ROUNDS: usize = 40;
+pub const REPEAT: u32 = 20_000;
 /// New flows in a sample, each a system call.
 const FLOWS: u16 = 500;
 
@@ -40,13 +40,7 @@ pub fn run() -> Result<Vec<Table>> {
     enter_namespace(OWN.into(), NEIGHBOUR.into())?;
     let empty = Programs::empty()?;
     let mut ours = Programs::ours(&["pod_egress", "node_ingress"])?;
-    let rows = MemoryTables {
-        slots: [(INTERFACE, SLOT)].into(),
-        ..MemoryTables::default()
-    };
-    for (index, bucket) in rows.buckets() {
-        ours.set("INTERFACES", index, &bucket)?;
-    }
+    pod(&mut ours)?;
     circle(&mut ours, SLOT, Direction::FromPod)?;
     circle(&mut ours, WIRE, Direction::FromWire)?;
     service(&mut ours)?;
@@ -90,8 +84,24 @@ pub fn run() -> Result<Vec<Table>> {
     Ok(vec![established, new])
 }
 
+/// A pod behind the interface.
+pub fn pod(programs: &mut Programs) -> Result<()> {
+    let rows = MemoryTables {
+        slots: [(INTERFACE, SLOT)].into(),
+        ..MemoryTables::default()
+    };
+    for (index, bucket) in rows.buckets() {
+        programs.set("INTERFACES", index, &bucket)?;
+    }
+    Ok(())
+}
+
 /// The mean of what `run` says of first packets to an address, each from a port of its own.
-fn first(port: &Cell<u16>, to: SocketAddrV4, run: impl Fn(&[u8]) -> Result<f64>) -> Result<f64> {
+pub fn first(
+    port: &Cell<u16>,
+    to: SocketAddrV4,
+    run: impl Fn(&[u8]) -> Result<f64>,
+) -> Result<f64> {
     let mut sum = 0.;
     for _ in 0..FLOWS {
         port.set(port.get().checked_add(1).unwrap_or(1024));
@@ -101,9 +111,12 @@ fn first(port: &Cell<u16>, to: SocketAddrV4, run: impl Fn(&[u8]) -> Result<f64>)
     Ok(sum / f64::from(FLOWS))
 }
 
+/// As of when the flows were allowed: the first change of the pod's policies, none of their peers.
+pub const EPOCH: u32 = 1;
+
 /// Two flows, each of which turns packets into the other's: so a packet can cross a hook any number
 /// of times and is translated each time.
-fn circle(programs: &mut Programs, owner: u32, direction: Direction) -> Result<()> {
+pub fn circle(programs: &mut Programs, owner: u32, direction: Direction) -> Result<()> {
     let there = tuple(CLIENT, SERVICE);
     let back = tuple(CLIENT, BACKEND);
     for (from, to) in [(there, back), (back, there)] {
@@ -115,6 +128,7 @@ fn circle(programs: &mut Programs, owner: u32, direction: Direction) -> Result<(
             twin: direction as u8,
             opener: 1,
             answered: 1,
+            epoch: EPOCH,
             ..Flow::NONE
         };
         programs.put("FLOWS", &key, &flow)?;

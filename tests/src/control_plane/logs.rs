@@ -14,12 +14,14 @@ pub fn keep_logs<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Result<Path
         .tempdir()?
         .keep();
     for folder in folders {
+        let own = kept.join(folder.file_name().unwrap_or_default());
+        fs::create_dir_all(&own)?;
         for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
             let log = entry?.path();
             if let (Some("log"), Some(name)) =
                 (log.extension().and_then(|e| e.to_str()), log.file_name())
             {
-                fs::copy(&log, kept.join(name))
+                fs::copy(&log, own.join(name))
                     .with_context(|| format!("keep {}", log.display()))?;
             }
         }
@@ -32,15 +34,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_logs_are_kept() -> Result<()> {
+    fn only_logs_are_kept_each_by_its_folder() -> Result<()> {
         let folder = tempfile::tempdir()?;
-        fs::write(folder.path().join("a.log"), "a line")?;
-        fs::write(folder.path().join("data"), "much")?;
-        let kept = keep_logs([folder.path()])?;
-        let found = fs::read_dir(&kept)?.count();
-        let text = fs::read_to_string(kept.join("a.log"))?;
+        let nodes = ["node-1", "node-2"].map(|node| folder.path().join(node));
+        for node in &nodes {
+            fs::create_dir(node)?;
+            fs::write(node.join("lb.log"), format!("of {}", node.display()))?;
+            fs::write(node.join("data"), "much")?;
+        }
+        let kept = keep_logs(nodes.iter().map(PathBuf::as_path))?;
+        for node in &nodes {
+            let own = kept.join(node.file_name().unwrap_or_default());
+            let names = fs::read_dir(&own)?.map(|entry| Ok(entry?.file_name()));
+            assert_eq!(names.collect::<Result<Vec<_>>>()?, ["lb.log"]);
+            let text = fs::read_to_string(own.join("lb.log"))?;
+            assert_eq!(text, format!("of {}", node.display()));
+        }
         fs::remove_dir_all(&kept)?;
-        assert_eq!((found, text.as_str()), (1, "a line"));
         Ok(())
     }
 }

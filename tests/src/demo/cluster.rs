@@ -3,6 +3,7 @@
 use std::{env, net::SocketAddr, os::unix::fs::chown};
 
 use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 
 use crate::sandbox::{
     Agent, Family, Manifests, Pod, Protocol, Sandbox, Service, Topology, cluster_ip, text,
@@ -96,13 +97,17 @@ impl Cluster {
     }
 
     /// The names and contents of the manifests.
-    pub fn files(&self) -> Result<[(String, String); 4]> {
+    pub fn files(&self) -> Result<[(String, String); 5]> {
         let objects = format!("{OBJECTS_COMMENT}{}", text(&self.sandbox.objects())?);
         Ok([
             ("nodes-and-pods.yaml".to_owned(), objects),
             file(&self.web.service, WEB_COMMENT)?,
             file(&self.dns.service, DNS_COMMENT)?,
             file(&self.retired.service, RETIRED_COMMENT)?,
+            (
+                "policy.yaml".to_owned(),
+                format!("{POLICY_COMMENT}{}", text(&[policy()])?),
+            ),
         ])
     }
 
@@ -148,6 +153,26 @@ impl Cluster {
     }
 }
 
+/// The name of the NetworkPolicy.
+pub const POLICY: &str = "dns-for-clients";
+
+/// Lets clients ask the DNS pods, on the port that these listen on, and nobody else.
+fn policy() -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": { "name": POLICY, "namespace": "default" },
+        "spec": {
+            "podSelector": { "matchLabels": { "app": "dns" } },
+            "policyTypes": ["Ingress"],
+            "ingress": [{
+                "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }],
+                "ports": [{ "protocol": "UDP", "port": 5353 }],
+            }],
+        },
+    })
+}
+
 /// The file of a Service, and what is in it.
 fn file(service: &Service, comment: &str) -> Result<(String, String)> {
     Ok((
@@ -179,6 +204,11 @@ const WEB_COMMENT: &str = "\
 
 const DNS_COMMENT: &str = "\
 # A client that keeps one UDP socket moves on to another pod when its own is taken out.
+";
+
+const POLICY_COMMENT: &str = "\
+# Nobody but the client gets an answer from the DNS pods: `lb drops` says who did not, and by which
+# policy. Take the file away, and web-0 does too.
 ";
 
 const RETIRED_COMMENT: &str = "\

@@ -28,6 +28,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let mut findings = show::Findings::default();
     show::shares(&cluster, &mut findings);
     show::special_cases(&cluster, &mut findings);
+    show::a_policy(&cluster, &mut findings);
     show::an_edit(&cluster, &mut findings)?;
     findings.print();
     if !options.once {

@@ -10,10 +10,11 @@ use std::{
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use lb_common::LAYOUT_VERSION;
+use lb_userspace::{drops::Drop, world::ObjectKey};
 
 use super::{
     Options,
-    cluster::{Cluster, Offer},
+    cluster::{Cluster, Offer, POLICY},
     tally::{Outcome, Tally},
 };
 use crate::{
@@ -245,6 +246,43 @@ fn refusal(
     findings.check(refused, || text);
 }
 
+/// A connection that a policy does not allow, and who is told why.
+pub fn a_policy(cluster: &Cluster, findings: &mut Findings) {
+    heading("A policy");
+    let (asker, dns) = (
+        cluster.sandbox.pod("web-0"),
+        cluster.dns.frontend(Family::V4),
+    );
+    let outcome = Outcome::from(asker.ask(Protocol::Udp, dns));
+    let silent = outcome == Outcome::from(Err(Failure::TimedOut));
+    let text = format!(
+        "web-0 asks {} {dns}/UDP: {outcome}",
+        cluster.dns.service.key()
+    );
+    fact(silent, &text);
+    findings.check(silent, || text);
+
+    let named = |pod: &Option<ObjectKey>| pod.as_ref().is_some_and(|pod| pod.name == "web-0");
+    let drops = cluster.sandbox.nodes().iter().flat_map(|node| {
+        let output = node.lb(&["drops", "-o", "json"]).ok();
+        let drops = output.and_then(|it| serde_json::from_slice::<Vec<Drop>>(&it.stdout).ok());
+        drops.unwrap_or_default()
+    });
+    let policy = format!("default/{POLICY}");
+    let told = drops.into_iter().find_map(|drop| {
+        let rule = drop.rule.filter(|_| named(&drop.source.pod))?;
+        let (source, destination) = (drop.source, drop.destination);
+        Some((
+            rule.contains(&policy),
+            format!("{source} to {destination}: {rule}"),
+        ))
+    });
+    let (known, text) = told.unwrap_or((false, "nothing of it".to_owned()));
+    let text = format!("`lb drops` says: {text}");
+    fact(known, &text);
+    findings.check(known, || text);
+}
+
 /// Takes a pod out of a manifest and puts it back.
 pub fn an_edit(cluster: &Cluster, findings: &mut Findings) -> Result<()> {
     heading("An edit");
@@ -306,7 +344,7 @@ pub fn commands(cluster: &Cluster) -> Result<()> {
         if cluster.sandbox.nodes().len() > 1 {
             println!("  # {}", node.name());
         }
-        for command in ["status", "service list", "service get web", "dump"] {
+        for command in ["status", "service list", "service get web", "drops", "dump"] {
             println!("  {lb} {command} {places}");
         }
         for map in ["FRONTENDS", "FLOWS"] {

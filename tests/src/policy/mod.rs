@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::{core::v1 as core, networking::v1 as networking};
 use serde_json::Value;
 
-pub use self::naive::{Direction, Packet, Verdict, decide, may};
+pub use self::naive::{Direction, Packet, Verdict, decide, may, may_by_service};
 
 /// The objects of a cluster, as the apiserver has them.
 #[derive(Clone, Debug, Default, PartialEq)]

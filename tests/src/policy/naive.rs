@@ -69,12 +69,15 @@ struct Asked {
     port: u16,
 }
 
-/// Whether a connection may be opened. It takes both sides: the rules of the source for egress and
-/// those of the destination for ingress. A pod may always reach itself, and a node its own pods.
+/// Whether a connection may be opened to an address. A pod may always reach its own.
 pub fn may(cluster: &Cluster, packet: &Packet, audited: bool) -> bool {
-    if packet.source == packet.destination {
-        return true;
-    }
+    packet.source == packet.destination || may_by_service(cluster, packet, audited)
+}
+
+/// Whether a connection may be opened through a Service, which leads to `packet`. It takes both
+/// sides: the rules of the source for egress and those of the destination for ingress; a pod that
+/// reaches itself is both. A node may always reach its own pods.
+pub fn may_by_service(cluster: &Cluster, packet: &Packet, audited: bool) -> bool {
     let egress = pod_at(cluster, packet.source)
         .is_none_or(|pod| decide(cluster, pod, Direction::Egress, packet, audited).allow);
     let ingress = pod_at(cluster, packet.destination).is_none_or(|pod| {

@@ -60,15 +60,38 @@ impl Agent {
     where
         I: IntoIterator<Item: AsRef<OsStr>>,
     {
-        let log = node.directory().join("lb.log");
         let mut command = tied(program()?);
         command
             .args(["run", "--node-name", node.name(), source])
             .arg(at)
+            .args(flags);
+        Self::spawn(node, command)
+    }
+
+    /// Starts it as its DaemonSet does: what it needs to know is in the environment and in a directory
+    /// that it sees as `/var/run`. Of what else is there it sees the node's directory.
+    pub fn in_container<'a>(
+        node: &Node,
+        run: &Path,
+        environment: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self> {
+        const ENTER: &str = r#"mount --rbind "$1" /mnt && mount --bind "$0" /var/run &&
+            mkdir -p "$1" && mount --rbind /mnt "$1" && shift && exec "$@""#;
+        let mut command = tied("unshare");
+        command
+            .args(["--mount", "sh", "-c", ENTER])
+            .args([run, node.directory(), &program()?, Path::new("run")])
+            .env("NODE_NAME", node.name())
+            .envs(environment);
+        Self::spawn(node, command)
+    }
+
+    fn spawn(node: &Node, mut command: Command) -> Result<Self> {
+        let log = node.directory().join("lb.log");
+        command
             .args(places(node))
             .arg("--cgroup-root")
             .arg(node.cgroup())
-            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(&log)?);

@@ -1,6 +1,7 @@
 //! A control plane and a sandbox, with an object for each node and pod.
 
 use std::{
+    fs, iter,
     net::SocketAddr,
     path::PathBuf,
     thread,
@@ -47,16 +48,22 @@ impl Cluster {
             .pod("web-3", 2)
             .pod("web-4", 2)
             .build()?;
+        let cluster = Self::of(binaries, sandbox)?;
+        for pod in cluster.web_pods() {
+            for protocol in Protocol::BOTH {
+                pod.serve(protocol, WEB_PORT)?;
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// A control plane for a sandbox.
+    pub fn of(binaries: Binaries, sandbox: Sandbox) -> Result<Self> {
         let address = sandbox.outside_addresses().get(Family::V4);
         let folder = sandbox.directory().join("control-plane");
         let plane = ControlPlane::start(binaries, sandbox.outside().clone(), address, folder)?;
         let admin = plane.admin()?;
         admin.apply(DEPLOYMENT)?;
-        for pod in web_pods(&sandbox) {
-            for protocol in Protocol::BOTH {
-                pod.serve(protocol, WEB_PORT)?;
-            }
-        }
         Ok(Self {
             plane,
             admin,
@@ -66,7 +73,8 @@ impl Cluster {
 
     /// Keeps the logs of everything that runs, and says where.
     pub fn keep_logs(&self) -> Result<()> {
-        let logs = keep_logs([self.plane.folder(), self.node().directory()])?;
+        let nodes = self.sandbox.nodes().iter().map(Node::directory);
+        let logs = keep_logs(iter::once(self.plane.folder()).chain(nodes))?;
         eprintln!(
             "the logs of the control plane and of lb are in {}",
             logs.display()
@@ -90,33 +98,54 @@ impl Cluster {
 
     /// The pods that serve.
     pub fn web_pods(&self) -> impl Iterator<Item = &Pod> {
-        web_pods(&self.sandbox)
+        let pods = self.sandbox.pods();
+        pods.filter(|pod| pod.name().starts_with("web-"))
     }
 
-    /// The client's node, the one with an agent.
+    /// The client's node, in most tests the one with an agent.
     pub fn node(&self) -> &Node {
         &self.sandbox.nodes()[0]
     }
 
-    /// Starts the agent as its DaemonSet would be started: with a token of its service account, and
-    /// the apiserver's ClusterIP as address, which nobody serves yet.
+    /// Starts the agent of the client's node.
     pub fn start_agent(&self) -> Result<Agent> {
+        self.start_agent_on(self.node())
+    }
+
+    /// Starts an agent as its DaemonSet would be started: with a token of its service account, and
+    /// the apiserver's ClusterIP as address, which nobody serves yet.
+    pub fn start_agent_on(&self, node: &Node) -> Result<Agent> {
         let file = self.agent_kubeconfig("https://10.96.0.1:443")?;
         let apiserver = self.plane.url();
-        Agent::follow(
-            self.node(),
-            "--kubeconfig",
-            &file,
-            ["--apiserver", &apiserver],
-        )
+        Agent::follow(node, "--kubeconfig", &file, ["--apiserver", &apiserver])
+    }
+
+    /// Starts the agent as a container of its DaemonSet: with what the kubelet gives every container.
+    pub fn start_container(&self) -> Result<Agent> {
+        let run = self.sandbox.directory().join("container");
+        let account = run.join("secrets/kubernetes.io/serviceaccount");
+        fs::create_dir_all(&account)?;
+        fs::copy(self.plane.certificate_authority(), account.join("ca.crt"))?;
+        fs::write(account.join("namespace"), "kube-system")?;
+        let token = self.admin.service_account_token("kube-system", "lb")?;
+        fs::write(account.join("token"), token)?;
+        let environment = [
+            ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
+            ("KUBERNETES_SERVICE_PORT", "443"),
+            ("LB_APISERVER", &self.plane.url()),
+        ];
+        Agent::in_container(self.node(), &run, environment)
     }
 
     /// A kubeconfig with a token of the agent's service account.
     pub fn agent_kubeconfig(&self, server: &str) -> Result<PathBuf> {
         let token = self.admin.service_account_token("kube-system", "lb")?;
         let authority = self.plane.certificate_authority();
-        let file = self.sandbox.directory().join("agent.kubeconfig");
-        std::fs::write(&file, kubeconfig(server, &authority, &token))?;
+        let [file, unfinished] = ["agent.kubeconfig", ".agent.kubeconfig"]
+            .map(|name| self.sandbox.directory().join(name));
+        // Another agent may be reading the last one.
+        fs::write(&unfinished, kubeconfig(server, &authority, &token))?;
+        fs::rename(&unfinished, &file)?;
         Ok(file)
     }
 
@@ -232,8 +261,4 @@ pub fn eventually(what: &str, attempt: impl Fn() -> Result<()>) -> Result<()> {
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
-}
-
-fn web_pods(sandbox: &Sandbox) -> impl Iterator<Item = &Pod> {
-    sandbox.pods().filter(|pod| pod.name().starts_with("web-"))
 }

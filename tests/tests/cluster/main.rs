@@ -5,6 +5,7 @@ mod clients;
 mod cluster;
 mod differential;
 mod harness;
+mod matrix;
 mod objects;
 mod outages;
 mod policies;
@@ -48,7 +49,7 @@ fn main() -> Result<ExitCode> {
     let trials = tests
         .into_iter()
         .map(|test| trial(test, Arc::clone(&shared)))
-        .chain([differential::trial()])
+        .chain([matrix::trial(), differential::trial()])
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {

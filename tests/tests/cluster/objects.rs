@@ -5,6 +5,32 @@ use std::net::IpAddr;
 use lb_tests::sandbox::{Family, Pair};
 use serde_json::{Value, json};
 
+/// The kind ClusterNetworkPolicy, with no more of a schema than an apiserver asks for.
+pub const CLUSTER_NETWORK_POLICIES: &str = r"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: clusternetworkpolicies.policy.networking.k8s.io
+  annotations:
+    api-approved.kubernetes.io: https://github.com/kubernetes-sigs/network-policy-api/pull/300
+spec:
+  group: policy.networking.k8s.io
+  scope: Cluster
+  names:
+    kind: ClusterNetworkPolicy
+    listKind: ClusterNetworkPolicyList
+    plural: clusternetworkpolicies
+    singular: clusternetworkpolicy
+  versions:
+  - name: v1alpha2
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        x-kubernetes-preserve-unknown-fields: true
+";
+
 /// A dual-stack Service with the ports 80/TCP and 80/UDP, in the namespace `default`. Without a
 /// selector its slices are the test's own; with one, the control plane's.
 pub fn service(name: &str, ips: Pair, selector: Option<&str>) -> String {

@@ -92,34 +92,8 @@ fn policies_come_and_go(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The kind, with no more of a schema than an apiserver asks for.
-const DEFINITION: &str = r"
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata:
-  name: clusternetworkpolicies.policy.networking.k8s.io
-  annotations:
-    api-approved.kubernetes.io: https://github.com/kubernetes-sigs/network-policy-api/pull/300
-spec:
-  group: policy.networking.k8s.io
-  scope: Cluster
-  names:
-    kind: ClusterNetworkPolicy
-    listKind: ClusterNetworkPolicyList
-    plural: clusternetworkpolicies
-    singular: clusternetworkpolicy
-  versions:
-  - name: v1alpha2
-    served: true
-    storage: true
-    schema:
-      openAPIV3Schema:
-        type: object
-        x-kubernetes-preserve-unknown-fields: true
-";
-
 fn cluster_policies(cluster: &mut Cluster) -> Result<()> {
-    cluster.admin.apply(DEFINITION)?;
+    cluster.admin.apply(objects::CLUSTER_NETWORK_POLICIES)?;
     let outcome = admin_tier(cluster);
     let gone = undefine(cluster);
     let policy = cluster.admin.delete::<NetworkPolicy>("default", "client");

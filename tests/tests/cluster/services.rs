@@ -27,6 +27,10 @@ use crate::{
 
 pub const TESTS: &[Test] = &[
     (
+        "the agent finds its way with what a container is given",
+        in_container,
+    ),
+    (
         "services and pods come, change and go",
         services_come_and_go,
     ),
@@ -56,6 +60,16 @@ pub const TESTS: &[Test] = &[
         service_cidrs_followed,
     ),
 ];
+
+/// As `deploy/lb.yaml` starts it: by a token and a certificate in files, and by the environment.
+fn in_container(cluster: &mut Cluster) -> Result<()> {
+    let _agent = cluster.start_container()?;
+    let web = objects::service("web", cluster_ip(10), Some("web"));
+    cluster.admin.apply(&web)?;
+    cluster.wait_for_backends("default/web", 4)?;
+    ensure!(servers(cluster, 10)? == names(&["web-1", "web-2", "web-3", "web-4"]));
+    cluster.wait_for_fresh_tables()
+}
 
 fn services_come_and_go(cluster: &mut Cluster) -> Result<()> {
     let _agent = cluster.start_agent()?;

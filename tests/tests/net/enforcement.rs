@@ -1,6 +1,7 @@
 //! Who may talk to whom: policies on real connections, from a pod's first packet on.
 
 use std::{
+    fs,
     io::Write as _,
     net::{IpAddr, SocketAddr},
     process::{Command, Stdio},
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::sandbox::{
     Client, Conversation, Family, Node, Pod, Protocol, program, public_ip, until,
 };
-use lb_userspace::{drops::Drop, world::ObjectKey};
+use lb_userspace::{drops::Drop, policies::Policy, world::ObjectKey};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ use tokio::{net::UdpSocket, time::timeout};
 
 use crate::{
     forwarding::{packet, send_raw},
+    surface::measured,
     trial,
     world::{Shape, TARGET, World, frontend, service},
 };
@@ -38,6 +40,10 @@ pub fn trials() -> Vec<Trial> {
         trial("a policy ends a connection, and gives it back", again),
         trial("policies stay in force without an agent", without_agent),
         trial("a pod may only send from its own addresses", spoofed),
+        trial(
+            "a pod may send from what both operator and pod say",
+            more_sources,
+        ),
         trial("a pod starts once it is guarded", plugin),
         trial("no pod starts without an agent", plugin_alone),
         trial("an audited policy lets everything through", audited),
@@ -197,6 +203,35 @@ fn ensure_named(world: &World) -> Result<()> {
         "{}",
         String::from_utf8_lossy(&output.stdout)
     );
+    ensure_counted(node)
+}
+
+/// The policy has its pod, with what was denied there, and the tables are shown with both names.
+fn ensure_counted(node: &Node) -> Result<()> {
+    let output = node.lb(&["policy", "get", "default/closed", "-o", "json"])?;
+    let policies: Vec<Policy> = serde_json::from_slice(&output.stdout)?;
+    let pods: Vec<_> = policies.iter().flat_map(|policy| &policy.pods).collect();
+    let denied = pods.iter().filter_map(|selected| {
+        let hits = selected.hits.filter(|_| selected.pod.name == "far")?;
+        Some(hits.ingress_denied)
+    });
+    ensure!(pods.len() == 1 && denied.sum::<u64>() > 0, "{policies:?}");
+    for name in [
+        r#"lb_pod_packets_total{namespace="default",pod="far",direction="ingress",reason="ingress-denied"}"#,
+        r#"lb_table_entries{table="RULES"}"#,
+    ] {
+        until(&format!("{name} is measured"), || {
+            Ok(measured(node, name)?.filter(|value| *value > 0.0))
+        })?;
+    }
+    let output = node.lb(&["dump"])?;
+    let dump = String::from_utf8_lossy(&output.stdout);
+    let rule = "-> deny by NetworkPolicy default/closed isolates for ingress, no rule matches";
+    for (table, end) in [("GUARDS ", " default/far"), ("RULES ", rule)] {
+        let mut lines = dump.lines();
+        let known = lines.any(|line| line.starts_with(table) && line.ends_with(end));
+        ensure!(known, "no {table} with {end}: {dump}");
+    }
     Ok(())
 }
 
@@ -248,6 +283,120 @@ fn without_agent() -> Result<()> {
     wait_until(world.client().client(), far, false)?;
     write(&world, &[])?;
     wait_until(world.pod("other").client(), far, true)
+}
+
+/// Whether a pod hears a datagram that another one sends as somebody else.
+fn is_heard(world: &World, liar: &str, source: IpAddr, port: u16) -> Result<bool> {
+    let family = if source.is_ipv4() {
+        Family::V4
+    } else {
+        Family::V6
+    };
+    let victim = world.pod("near");
+    let trap = SocketAddr::new(victim.address(family), port);
+    let ear = victim.run(UdpSocket::bind(trap))?;
+    let packet = packet(SocketAddr::new(source, 4_800), trap, &[], b"boo\n")?;
+    world
+        .pod(liar)
+        .run(async move { send_raw(&packet, trap) })?;
+    let mut datagram = [0; 16];
+    let listen = async { timeout(SILENCE, ear.recv(&mut datagram)).await };
+    Ok(victim.namespace().wait(listen).is_ok())
+}
+
+/// What the node says of a pod that is wrong.
+fn problems_of(node: &Node, pod: &str) -> Result<Vec<String>> {
+    let problems = node.status()?.problems.into_iter();
+    let own = problems.filter(|problem| problem.kind == "Pod" && problem.object.ends_with(pod));
+    Ok(own.map(|problem| problem.problem).collect())
+}
+
+/// Lets a pod ask for sources, and waits until the agent has heard of it: as many are refused.
+fn ask_for(world: &World, pod: &str, sources: &[IpAddr], refused: usize) -> Result<()> {
+    let mut objects = world.sandbox.objects();
+    let of_pod = |object: &&mut Value| object["kind"] == "Pod" && object["metadata"]["name"] == pod;
+    let object = objects.iter_mut().find(of_pod).context("a Pod")?;
+    let sources: Vec<_> = sources.iter().map(ToString::to_string).collect();
+    if !sources.is_empty() {
+        object["metadata"]["annotations"] = json!({ "lb.io/allowed-sources": sources.join(",") });
+    }
+    world.manifests.write("objects.yaml", &objects)?;
+    until("the agent has heard what the pod asks for", || {
+        let problems = problems_of(&world.sandbox.nodes()[0], pod)?;
+        Ok((problems.len() == refused).then_some(()))
+    })
+}
+
+/// The flag alone does nothing, nor the annotation; what is somebody else's is never given.
+fn more_sources() -> Result<()> {
+    const EAR: u16 = 9_410;
+    const FLAG: &str = "--allow-pod-sources=0.0.0.0/0,::/0";
+
+    let mut world = world(Shape::PLAIN)?;
+    let node = &world.sandbox.nodes()[0];
+    // What is told apart here is not for the kernel to judge by its routes.
+    for setting in ["all".to_owned(), world.client().interface().to_owned()] {
+        let path = format!("/proc/sys/net/ipv4/conf/{setting}/rp_filter");
+        node.namespace()
+            .run_blocking(move || fs::write(path, "0"))?;
+    }
+    let web = service("web", 10);
+    let asked = Family::BOTH.map(|family| public_ip(200).get(family));
+    let others = Family::BOTH.map(|family| {
+        [
+            world.pod("other").address(family),
+            node.addresses().get(family),
+            node.gateway().get(family),
+            web.ip(family),
+        ]
+    });
+    let all: Vec<IpAddr> = asked.into_iter().chain(others.concat()).collect();
+    let ensure_heard = |world: &World, own: bool| {
+        for source in &all {
+            let heard = own && asked.contains(source);
+            let is = is_heard(world, "client", *source, EAR)?;
+            ensure!(
+                is == heard,
+                "a packet from {source}: heard {is}, asked by the pod: {own}"
+            );
+        }
+        ensure!(
+            !is_heard(world, "other", asked[0], EAR)?,
+            "another pod has it too"
+        );
+        Ok(())
+    };
+    ask_for(&world, "client", &all, all.len())?;
+    ensure_heard(&world, false)?;
+
+    world.flag(FLAG);
+    world.start_agents()?;
+    until("others' addresses are refused", || {
+        let problems = problems_of(&world.sandbox.nodes()[0], "client")?;
+        Ok((problems.len() == all.len() - asked.len()).then_some(()))
+    })?;
+    ensure_heard(&world, true)?;
+    // The next agent finds what this one wrote.
+    for agent in &mut world.agents {
+        agent.end(Signal::SIGKILL)?;
+    }
+    ensure_heard(&world, true)?;
+    world.start_agents()?;
+    ensure_heard(&world, true)?;
+
+    ask_for(&world, "client", &[others[0][0]], 1)?;
+    ensure_heard(&world, false)?;
+    ask_for(&world, "client", &asked, 0)?;
+    until("the pod may send so again", || {
+        let heard = is_heard(&world, "client", asked[0], EAR)?;
+        Ok(heard.then_some(()))
+    })?;
+    ask_for(&world, "client", &[], 0)?;
+    until("the pod may not send so any more", || {
+        let heard = is_heard(&world, "client", asked[0], EAR)?;
+        Ok((!heard).then_some(()))
+    })?;
+    ensure_heard(&world, false)
 }
 
 /// Neither as another pod, nor as its node, nor as somebody outside.

@@ -93,7 +93,7 @@ fn health() -> Result<()> {
 }
 
 /// The value of a metric, labels and all.
-fn measured(node: &Node, name: &str) -> Result<Option<f64>> {
+pub fn measured(node: &Node, name: &str) -> Result<Option<f64>> {
     let answer = get(node.namespace(), local(METRICS), "/metrics")?;
     let value = answer.body().lines().find_map(|line| {
         let value = line.strip_prefix(name)?.strip_prefix(' ')?;

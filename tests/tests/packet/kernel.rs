@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRun as _,
+    Ebpf, Pod, TestRun as _,
     maps::{
         Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, lpm_trie::Key,
     },
@@ -22,7 +22,7 @@ use lb_common::{
     service::{Frontend, FrontendKey},
     tables::FlowTable,
 };
-use lb_userspace::kernel::{Hook, OBJECT, Side};
+use lb_userspace::kernel::{Hook, OBJECT, Side, loader};
 use nix::{
     sched::{CloneFlags, unshare},
     time::{ClockId, clock_gettime},
@@ -53,15 +53,11 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// Rows of arrays that are not as they were at first, by table.
     guards: BTreeMap<u32, Guard>,
-    epochs: BTreeMap<u32, u32>,
 }
 
 impl Kernel {
     pub fn load() -> Result<Self> {
-        let mut ebpf = EbpfLoader::new()
-            .override_global(aya_log::LEVEL, &0u8, false)
-            .load(OBJECT)
-            .context("load the tables")?;
+        let mut ebpf = loader(&0).load(OBJECT).context("load the tables")?;
         for name in Self::programs() {
             let program: &mut SchedClassifier = ebpf
                 .program_mut(name)
@@ -72,7 +68,6 @@ impl Kernel {
         Ok(Self {
             ebpf,
             guards: BTreeMap::new(),
-            epochs: BTreeMap::new(),
         })
     }
 
@@ -147,9 +142,6 @@ impl Kernel {
         let mut guards = std::mem::take(&mut self.guards);
         guards.values_mut().for_each(|guard| *guard = Guard::NONE);
         self.fill("GUARDS", &guards);
-        let mut epochs = std::mem::take(&mut self.epochs);
-        epochs.values_mut().for_each(|epoch| *epoch = 0);
-        self.fill("PEER_EPOCHS", &epochs);
         let mut tallies = self.tally_table();
         let keys: Vec<TallyKey> = tallies.keys().map(|key| key.expect("a key")).collect();
         for key in &keys {
@@ -180,8 +172,6 @@ impl Kernel {
         }
         self.guards.extend(tables.guards.borrow().iter());
         self.fill("GUARDS", &tables.guards.borrow());
-        self.epochs.extend(tables.peer_epochs.borrow().iter());
-        self.fill("PEER_EPOCHS", &tables.peer_epochs.borrow());
         for (key, class) in &*tables.peers.borrow() {
             put(self.hash("PEERS"), key, class);
         }

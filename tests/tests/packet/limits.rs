@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, env, fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader, VerifierLogLevel,
+    Ebpf, VerifierLogLevel,
     programs::{Program, ProgramError},
 };
-use lb_userspace::kernel::{OBJECT, REFUSES, can_refuse};
+use lb_userspace::kernel::{OBJECT, loader};
 use libtest_mimic::Completion;
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
@@ -152,9 +152,7 @@ fn verified(name: &str) -> Result<u32> {
 }
 
 fn object() -> Result<Ebpf> {
-    EbpfLoader::new()
-        .override_global(aya_log::LEVEL, &0u8, false)
-        .override_global(REFUSES, &u8::from(can_refuse()), true)
+    loader(&0)
         .verifier_log_level(VerifierLogLevel::STATS)
         .load(OBJECT)
         .context("load the tables")

@@ -13,7 +13,7 @@ use lb_common::{
     memory::{Frame, MemoryTables},
     packet::{ETHERNET, Verdict},
     pipeline::Inline,
-    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey, peer_epoch},
+    policy::{Guard, PeerKey, Rule, RuleKey, SourceKey},
     reason::Reason,
     scratch::Scratch,
     service::{Backend, Extent, FrontendKey, FrontendKind, Target},
@@ -144,15 +144,11 @@ impl<'a> Pair<'a> {
         self.kernel.write(&self.memory);
     }
 
-    /// Counts a change of what depends on a peer.
-    pub fn bump(&mut self, peer: IpAddr) {
-        let place = peer_epoch(&from_ip(peer));
-        *self
-            .memory
-            .peer_epochs
-            .borrow_mut()
-            .entry(place)
-            .or_default() += 1;
+    /// Has the flows of an endpoint judged again.
+    pub fn bump(&mut self, slot: u32) {
+        if let Some(guard) = self.memory.guards.borrow_mut().get_mut(&slot) {
+            guard.epoch += 1;
+        }
         self.kernel.write(&self.memory);
     }
 

@@ -156,12 +156,12 @@ fn changed(pair: &mut Pair, cast: &Cast) {
     pair.from(CLIENT, &tcp(cast.client, cast.one, SYN));
     pair.to(CLIENT, &tcp(cast.one, cast.client, SYN | ACK));
     pair.from(CLIENT, &out);
-    pair.bump(cast.one.ip());
+    pair.bump(1);
     assert_eq!(pair.to(CLIENT, &back).action, Action::Pass);
-    pair.guard(1, guard(CLOSED, CLOSED, 2));
+    pair.guard(1, guard(CLOSED, CLOSED, 3));
     assert_eq!(pair.to(CLIENT, &back).action, Action::Drop);
     assert_eq!(pair.from(CLIENT, &out).action, Action::Drop);
-    pair.guard(1, guard(CLOSED, RULE_SET, 3));
+    pair.guard(1, guard(CLOSED, RULE_SET, 4));
     assert_eq!(pair.from(CLIENT, &out).action, Action::Pass);
 }
 
@@ -293,7 +293,7 @@ fn broken(pair: &mut Pair, cast: &Cast) {
             );
         }
         if rng.u8(..64) == 0 {
-            pair.bump(one.ip());
+            pair.bump(1);
         }
         let mut bytes = packets[rng.usize(..packets.len())].clone();
         for _ in 0..rng.u8(..3) {

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use lb_tests::policy::{Cluster, Direction, Packet, may};
+use lb_tests::policy::{Cluster, Direction, Packet, may, may_by_service};
 use lb_userspace::world::ObjectKey;
 use serde_json::Value;
 
@@ -78,8 +78,13 @@ fn address(cluster: &Cluster, name: &str, v6: bool) -> IpAddr {
         .expect("an address of the family")
 }
 
-/// What the tables of both ends say.
+/// What is to come of a packet.
 fn compiled(cluster: &Cluster, agent: &Agent, packet: &Packet) -> bool {
+    packet.source == packet.destination || compiled_by_service(cluster, agent, packet)
+}
+
+/// What the tables of both ends say.
+fn compiled_by_service(cluster: &Cluster, agent: &Agent, packet: &Packet) -> bool {
     let pod = |address| {
         let pods = agent.world.local_pods();
         let mut pods = pods.filter(|(_, pod, _)| pod.ips.contains(&address));
@@ -98,13 +103,12 @@ fn compiled(cluster: &Cluster, agent: &Agent, packet: &Packet) -> bool {
             .into_iter()
             .any(|it| it.address.parse() == Ok(packet.source))
     });
-    packet.source == packet.destination
-        || passes(pod(packet.source), Direction::Egress)
-            && (own_node || passes(pod(packet.destination), Direction::Ingress))
+    passes(pod(packet.source), Direction::Egress)
+        && (own_node || passes(pod(packet.destination), Direction::Ingress))
 }
 
 /// Holds the world with these policies and other objects against lines such as
-/// `x/a > v/b tcp/80 yes`. The policies are YAML documents without what is always the same.
+/// `x/a > v/b tcp/80 yes`; with `>>` the packet comes through a Service. The policies are YAML documents without what is always the same.
 fn check(objects: &str, lines: &str) {
     let mut all = world();
     all.extend(documents(objects));
@@ -116,7 +120,7 @@ fn check_all(objects: Vec<Value>, lines: &str) {
     let agent = Agent::of(&cluster, "n1");
     for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let words: Vec<_> = line.split_whitespace().collect();
-        let [source, ">", destination, what, answer] = words[..] else {
+        let [source, way @ (">" | ">>"), destination, what, answer] = words[..] else {
             panic!("{line}");
         };
         let (protocol, port) = what.split_once('/').unwrap_or((what, "0"));
@@ -139,10 +143,16 @@ fn check_all(objects: Vec<Value>, lines: &str) {
                 protocol,
                 port: port.parse().expect("a port"),
             };
-            let answers = (
-                may(&cluster, &packet, false),
-                compiled(&cluster, &agent, &packet),
-            );
+            let answers = match way {
+                ">" => (
+                    may(&cluster, &packet, false),
+                    compiled(&cluster, &agent, &packet),
+                ),
+                _ => (
+                    may_by_service(&cluster, &packet, false),
+                    compiled_by_service(&cluster, &agent, &packet),
+                ),
+            };
             assert_eq!(
                 answers,
                 (answer == "yes", answer == "yes"),
@@ -461,6 +471,18 @@ fn row_21_a_pod_may_reach_itself() {
     check(
         &policy("{policyTypes: [Ingress, Egress]}"),
         "x/a > x/a tcp/80 yes",
+    );
+}
+
+#[test]
+fn row_22_a_pod_that_reaches_itself_through_a_service_is_its_own_peer() {
+    check(
+        &policy("{policyTypes: [Ingress, Egress]}"),
+        "x/a > x/a tcp/80 yes\nx/a >> x/a tcp/80 no",
+    );
+    check(
+        &policy("{ingress: [{from: [{podSelector: {matchLabels: {app: a}}}]}]}"),
+        "x/a >> x/a tcp/80 yes\nx/b >> x/b tcp/80 no\nx/a >> x/b tcp/80 yes",
     );
 }
 

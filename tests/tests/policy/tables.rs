@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
     address::from_ip,
-    policy::{CLOSED, NO_IDENTITY, NO_RULE, OPEN, PeerKey, Rule, RuleKey, peer_epoch},
+    policy::{CLOSED, NO_IDENTITY, NO_RULE, OPEN, PeerKey, Rule, RuleKey},
 };
 use lb_tests::policy::{Cluster, Direction, Packet};
 use lb_userspace::{
     compile::policy::{LastNumbers, Policies, RuleSets, Sizes, Tables},
+    explain,
     plan::policy::Op,
     world::{
         Change, Event, ObjectKey, Row, World, namespace, node, pod,
@@ -103,6 +104,12 @@ impl Rows {
         ]
         .concat()
     }
+}
+
+/// What all agents together know.
+pub fn everywhere(cluster: &Cluster) -> World {
+    let rows = Rows::of(cluster, "");
+    explain::everywhere(Rows::default().changes_to(&rows))
 }
 
 /// The agent of a node, as far as it compiles policies.
@@ -231,8 +238,8 @@ pub fn identity(tables: &Tables, address: IpAddr) -> u32 {
 #[derive(Clone, Default)]
 pub struct Kernel {
     pub tables: Tables,
-    pub endpoints: BTreeMap<ObjectKey, usize>,
-    pub peers: BTreeMap<u32, usize>,
+    /// How often the flows of each endpoint were to be judged again.
+    pub epochs: BTreeMap<ObjectKey, usize>,
 }
 
 impl Kernel {
@@ -253,12 +260,11 @@ impl Kernel {
             }
             Op::Endpoint { pod, sets } => {
                 tables.endpoints.insert(pod.clone(), *sets);
+                *self.epochs.entry(pod.clone()).or_default() += 1;
             }
             Op::NoEndpoint { pod } => {
                 tables.endpoints.remove(pod);
             }
-            Op::EndpointEpoch { pod } => *self.endpoints.entry(pod.clone()).or_default() += 1,
-            Op::PeerEpoch { index } => *self.peers.entry(*index).or_default() += 1,
             Op::Barrier => {}
             Op::NoPeer { key } => {
                 tables.peers.remove(key);
@@ -267,13 +273,6 @@ impl Kernel {
                 tables.rules.remove(entry);
             }
         }
-    }
-
-    /// The epochs that a flow depends on.
-    pub fn epochs(&self, pod: &ObjectKey, peer: IpAddr) -> (usize, usize) {
-        let own = self.endpoints.get(pod).copied().unwrap_or_default();
-        let peer = self.peers.get(&peer_epoch(&from_ip(peer)));
-        (own, peer.copied().unwrap_or_default())
     }
 }
 

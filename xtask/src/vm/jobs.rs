@@ -87,6 +87,16 @@ const HOST: Job = Job {
     args: &["--test-threads=2", "a host process reaches"],
 };
 
+const POLICIES: Job = Job {
+    name: "policies",
+    what: "policies, programs attached by clsact",
+    program: NET,
+    args: &[
+        "--test-threads=2",
+        "policies decide who talks to whom ptp 1-node clsact",
+    ],
+};
+
 const ATTACHING_TCX: Job = Job {
     name: "attaching-tcx",
     what: "attaching by tcx",
@@ -103,7 +113,7 @@ const TCX: Job = Job {
 
 /// The jobs for a kernel.
 pub fn of(kernel: Kernel) -> Vec<Job> {
-    let mut jobs = vec![LIMITS, KERNEL, CLSACT, OUTSIDE, HOST];
+    let mut jobs = vec![LIMITS, KERNEL, CLSACT, OUTSIDE, HOST, POLICIES];
     match kernel {
         // Its BPF_PROG_TEST_RUN does not take the interface that a packet came by.
         Kernel::Bullseye => {}

@@ -29,15 +29,16 @@ impl Key {
         self.marks.is_empty() && self.ports.is_empty()
     }
 
-    /// Whether it differs from another one at most in these marks.
-    fn differs_only_in(&self, other: &Self, marks: &BTreeSet<MarkId>) -> bool {
-        let own = |key: &Self| {
-            let ports = key.ports.iter().filter(|port| !marks.contains(&port.0));
-            let ports: Vec<_> = ports.copied().collect();
-            let kept = key.marks.iter().filter(|mark| !marks.contains(mark));
-            (kept.copied().collect::<Vec<_>>(), ports)
+    /// The marks that tell it from another one.
+    fn differences(&self, other: &Self) -> BTreeSet<MarkId> {
+        let traits = |key: &Self| -> BTreeSet<(MarkId, Option<(Protocol, u16)>)> {
+            let marks = key.marks.iter().map(|mark| (*mark, None));
+            let ports = key.ports.iter();
+            let ports = ports.map(|(mark, protocol, port)| (*mark, Some((*protocol, *port))));
+            marks.chain(ports).collect()
         };
-        own(self) == own(other)
+        let differences = &traits(self) ^ &traits(other);
+        differences.into_iter().map(|(mark, _)| mark).collect()
     }
 }
 
@@ -123,8 +124,8 @@ pub struct Reassigned {
     pub new: Vec<u32>,
     /// The identity of each network that has another one than before; `None`: none of its own.
     pub changed: BTreeMap<IpNet, Option<u32>>,
-    /// Addresses that rules in force may tell apart from what they were.
-    pub moved: BTreeSet<IpAddr>,
+    /// Marks that some address has gained or lost.
+    pub moved: BTreeSet<MarkId>,
     /// Each identity that an address does not have any more, once for each.
     pub left: Vec<u32>,
 }
@@ -248,7 +249,7 @@ impl Identities {
             let renamed = was.and_then(|was| self.rename(was, &groups, fresh));
             for (key, networks) in groups {
                 if renamed.is_none() || renamed != key {
-                    self.move_group(was, key, networks, fresh, &mut reassigned);
+                    self.move_group(was, key, networks, &mut reassigned);
                 }
             }
         }
@@ -278,7 +279,7 @@ impl Identities {
         let able = groups.iter().filter_map(|(key, networks)| {
             let key = key.as_ref().filter(|key| !key.is_empty())?;
             let unused = self.numbers.number(key).is_none();
-            (unused && key.differs_only_in(&was, fresh)).then_some((key, networks.len()))
+            (unused && key.differences(&was).is_subset(fresh)).then_some((key, networks.len()))
         });
         let (key, _) = able.max_by_key(|(_, size)| *size)?;
         self.index(identity, &was, false);
@@ -292,12 +293,11 @@ impl Identities {
         was: Option<u32>,
         key: Option<Key>,
         networks: Vec<IpNet>,
-        fresh: &BTreeSet<MarkId>,
         reassigned: &mut Reassigned,
     ) {
         let before = was.map(|was| self.key_or_empty(was)).unwrap_or_default();
         let after = key.clone().unwrap_or_default();
-        let told_apart = !after.differs_only_in(&before, fresh);
+        reassigned.moved.extend(after.differences(&before));
         for network in networks {
             let identity = key.as_ref().map(|key| self.take(key, &mut reassigned.new));
             match identity {
@@ -309,9 +309,6 @@ impl Identities {
                 .extend(was.filter(|was| *was != NO_IDENTITY));
             if identity != was {
                 reassigned.changed.insert(network, identity);
-            }
-            if told_apart && network.prefix_len() == network.max_prefix_len() {
-                reassigned.moved.insert(network.addr());
             }
         }
     }

@@ -124,6 +124,13 @@ impl Policies {
         }
     }
 
+    /// Everything in a world, compiled with room for all of it.
+    pub fn boundless(world: &World) -> Self {
+        let mut policies = Self::new(Sizes::BOUNDLESS, LastNumbers::default());
+        policies.update(world, &PolicyDirty::default());
+        policies
+    }
+
     /// What the tables should say.
     pub fn tables(&self) -> &Tables {
         self.ledger.tables()
@@ -153,6 +160,17 @@ impl Policies {
         endpoints
             .filter(|(_, sets)| [sets.ingress, sets.egress].contains(&CLOSED))
             .map(|(pod, _)| pod)
+    }
+
+    /// The policies that say something about a local pod, whether or not they fit.
+    pub fn policies_for(&self, world: &World, pod: &ObjectKey) -> Vec<PolicyName> {
+        let row = world.pod(pod).into_iter();
+        let keys = row.flat_map(|row| {
+            let key = |direction| self.rule_set_key(world, pod, row, direction);
+            Direction::BOTH.map(key)
+        });
+        let names = keys.flat_map(|key| key.policies).map(|policy| policy.name);
+        names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Whether there is something to be forgotten: once the changes are in force, another update,
@@ -265,10 +283,20 @@ impl Policies {
         for (network, identity) in go.into_iter().chain(come) {
             self.write_identity(network, identity);
         }
-        for address in reassigned.moved {
-            self.ledger.moved(Range::host(address));
-        }
+        self.judge_again(&reassigned.moved);
         reassigned.left
+    }
+
+    /// Has the flows of those endpoints judged again whose rule sets ask for one of these marks: the
+    /// others say of every address what they said.
+    fn judge_again(&mut self, marks: &BTreeSet<MarkId>) {
+        let asking = marks.iter().filter_map(|mark| self.asking.get(mark));
+        let asking: BTreeSet<u32> = asking.flatten().copied().collect();
+        for (pod, sets) in &self.used {
+            if sets.iter().any(|set| asking.contains(set)) {
+                self.ledger.judge_again(pod);
+            }
+        }
     }
 
     fn find_holders(&mut self, world: &World, dirty: &PolicyDirty, networks: &mut BTreeSet<IpNet>) {

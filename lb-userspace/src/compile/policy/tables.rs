@@ -1,16 +1,13 @@
 //! What the tables of policies should say, and in what that has changed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    address::from_ip,
+    address::Address,
     policy::{
-        CLOSED, MAX_IDENTITIES, MAX_PEERS, MAX_RULES, NO_IDENTITY, NO_RULE, OPEN, PeerKey, Rule,
-        RuleKey,
+        CLOSED, MAX_IDENTITIES, MAX_PEERS, MAX_RULES, NO_IDENTITY, OPEN, PeerKey, Rule, RuleKey,
     },
+    tables::Rules,
 };
 
 use crate::{
@@ -33,6 +30,12 @@ impl Sizes {
         peers: MAX_PEERS,
         rules: MAX_RULES,
     };
+    /// Room for the pods of all nodes at once, whose policies no node's tables hold together.
+    pub const BOUNDLESS: Self = Self {
+        identities: usize::MAX,
+        peers: usize::MAX,
+        rules: usize::MAX,
+    };
 }
 
 /// Key of an entry of `RULES`.
@@ -41,6 +44,16 @@ pub struct RuleEntry {
     pub key: RuleKey,
     /// How many leading bits of the key count.
     pub bits: u32,
+}
+
+impl RuleEntry {
+    /// The first and the last port that it speaks of, in host order.
+    pub fn ports(&self) -> (u16, u16) {
+        let first = u16::from_be_bytes(self.key.port);
+        let length = self.bits.saturating_sub(RuleKey::PROTOCOL_BITS);
+        let others = u16::MAX.checked_shr(length).unwrap_or(0);
+        (first, first | others)
+    }
 }
 
 /// The rule sets of an endpoint.
@@ -82,21 +95,17 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// The rule by which the packet path judges the first packet of a flow between an endpoint and a
-    /// peer; `None` where nothing passes for want of one, or of a rule set.
-    pub fn rule(&self, rule_set: u32, peer: IpAddr, protocol: u8, port: u16) -> Option<Rule> {
-        if rule_set == OPEN {
-            return Some(Rule {
-                rule: NO_RULE,
-                audited_rule: NO_RULE,
-                allow: 1,
-                audited_allow: 1,
-                _pad: [0; 2],
-            });
-        }
-        let identity = self.identity(peer);
+    /// The class of rules that a rule set has for an identity; that of [`OPEN`] is itself.
+    pub fn class(&self, rule_set: u32, identity: u32) -> u32 {
         let class = self.peers.get(&PeerKey { rule_set, identity });
-        let class = class.copied().unwrap_or(rule_set);
+        class.copied().unwrap_or(rule_set)
+    }
+
+    /// What a class says of a destination port in host order, 0 where the protocol has none.
+    pub fn rule_of(&self, class: u32, protocol: u8, port: u16) -> Option<Rule> {
+        if class == OPEN {
+            return Some(Rule::ALLOW);
+        }
         let of_ports = (0..=16).rev().map(|length| {
             let mask = u16::MAX.checked_shl(16 - length).unwrap_or(0);
             let key = RuleKey::new(class, protocol, port & mask);
@@ -107,14 +116,41 @@ impl Tables {
         keys.find_map(|(key, bits)| self.rules.get(&RuleEntry { key, bits }).copied())
     }
 
-    fn identity(&self, address: IpAddr) -> u32 {
-        let address = from_ip(address);
-        let found = (0..=128).rev().find_map(|bits| {
+    /// The entries of a class.
+    pub fn entries_of(&self, class: u32) -> impl Iterator<Item = &RuleEntry> {
+        let first = RuleEntry {
+            key: RuleKey::new(class, 0, 0),
+            bits: 0,
+        };
+        let entries = self.rules.range(first..).map(|(entry, _)| entry);
+        entries.take_while(move |entry| entry.key.class == class)
+    }
+
+    /// The identity of those addresses of a network that no smaller network has.
+    pub fn identity(&self, network: Range) -> u32 {
+        let Range { address, bits } = network;
+        let found = (0..=bits).rev().find_map(|bits| {
             let mask = Range { address, bits }.cidr().mask;
             let address = address.masked(&mask);
             self.identities.get(&Range { address, bits }).copied()
         });
         found.unwrap_or(NO_IDENTITY)
+    }
+}
+
+impl Rules for Tables {
+    fn identity(&self, address: &Address) -> u32 {
+        let (address, bits) = (*address, 128);
+        Self::identity(self, Range { address, bits })
+    }
+
+    fn class(&self, key: &PeerKey) -> Option<u32> {
+        self.peers.get(key).copied()
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<Rule> {
+        let port = u16::from_be_bytes(key.port);
+        self.rule_of(key.class, key.protocol, port)
     }
 }
 
@@ -128,9 +164,8 @@ pub struct Changes {
     pub rules: BTreeMap<RuleEntry, Rule>,
     pub peers: BTreeMap<PeerKey, u32>,
     pub identities: BTreeMap<Range, Option<u32>>,
+    /// Also endpoints whose rule sets stay, where these tell some address from what it was.
     pub endpoints: BTreeMap<ObjectKey, Option<RuleSets>>,
-    /// Addresses that rule sets which stay may tell apart from what they were.
-    pub moved: BTreeSet<Range>,
     pub gone_peers: BTreeSet<PeerKey>,
     pub gone_rules: BTreeSet<RuleEntry>,
 }
@@ -158,7 +193,6 @@ impl Changes {
                 .iter()
                 .map(|(pod, sets)| (pod.clone(), Some(*sets)))
                 .collect(),
-            moved: BTreeSet::new(),
             gone_peers: absent_keys(&actual.peers, &wanted.peers),
             gone_rules: absent_keys(&actual.rules, &wanted.rules),
         }
@@ -246,8 +280,10 @@ impl Ledger {
         }
     }
 
-    /// An address is not to rule sets what it was.
-    pub fn moved(&mut self, address: Range) {
-        self.changes.moved.insert(address);
+    /// The flows of an endpoint are to be judged again, by the same rule sets.
+    pub fn judge_again(&mut self, pod: &ObjectKey) {
+        if let Some(sets) = self.tables.endpoints.get(pod) {
+            self.changes.endpoints.insert(pod.clone(), Some(*sets));
+        }
     }
 }

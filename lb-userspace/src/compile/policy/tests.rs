@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::policy::{CLOSED, OPEN, peer_epoch};
+use lb_common::policy::{CLOSED, OPEN};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -91,6 +91,13 @@ fn a_policy(name: &str, app: &str, from: Value) -> Value {
     })
 }
 
+/// The pods whose flows are judged again.
+fn judged_again(changes: &Changes) -> Vec<String> {
+    let endpoints = changes.endpoints.iter();
+    let endpoints = endpoints.filter(|(_, sets)| sets.is_some());
+    endpoints.map(|(pod, _)| pod.name.clone()).collect()
+}
+
 fn pods_of(app: &str) -> Value {
     json!([{"podSelector": {"matchLabels": {"app": app}}}])
 }
@@ -118,8 +125,6 @@ fn without_policies_every_pod_is_open_and_nobody_has_an_identity() {
                 pod: pod("b"),
                 sets: RuleSets::OPEN
             },
-            Op::EndpointEpoch { pod: pod("a") },
-            Op::EndpointEpoch { pod: pod("b") },
         ]
     );
 }
@@ -190,7 +195,7 @@ fn a_peer_that_all_alike_are_takes_no_write_of_identities() {
     let changes = agent.apply(&[a_policy("q", "a", broad)]);
     let networks: Vec<_> = changes.identities.keys().map(|range| range.bits).collect();
     assert_eq!(networks, [96 + 8], "the network alone");
-    assert!(changes.moved.is_empty());
+    assert_eq!(judged_again(&changes), ["a"], "by another rule set");
     assert_eq!(known.values().collect::<BTreeSet<_>>().len(), 1);
 }
 
@@ -207,7 +212,7 @@ fn what_no_policy_asks_for_is_forgotten_one_update_later() {
     assert!(agent.policies.pending());
     let changes = agent.settle();
     assert_eq!(changes.identities.len(), 1);
-    assert!(changes.moved.is_empty(), "no rule can tell");
+    assert!(changes.endpoints.is_empty(), "no rule can tell");
     assert!(!agent.policies.pending());
     let Tables {
         identities,
@@ -223,14 +228,29 @@ fn a_peer_that_changes_has_flows_judged_again_and_an_endpoint_too() {
     let mut agent = Agent::new(Sizes::KERNEL);
     agent.apply(&two_pods());
     agent.apply(&[a_policy("p", "a", pods_of("b"))]);
-    let ops = plan(&agent.apply(&[a_pod("b", "10.0.0.2", "c")]));
+    let changes = agent.apply(&[a_pod("b", "10.0.0.2", "c")]);
+    assert_eq!(judged_again(&changes), ["a"]);
     let address = Range::host("10.0.0.2".parse().expect("an address"));
-    let index = peer_epoch(&address.address);
-    assert_eq!(ops.first(), Some(&Op::NoIdentity { range: address }));
-    assert!(ops.contains(&Op::PeerEpoch { index }), "{ops:?}");
-    let ops = plan(&agent.apply(&[a_pod("b", "10.0.0.2", "a")]));
-    let pod = ObjectKey::new("x", "b");
-    assert!(ops.contains(&Op::EndpointEpoch { pod }), "{ops:?}");
+    let ops = plan(&changes);
+    assert_eq!(ops[0], Op::NoIdentity { range: address });
+    assert!(matches!(ops[1], Op::Endpoint { .. }), "{ops:?}");
+    let changes = agent.apply(&[a_pod("b", "10.0.0.2", "a")]);
+    assert_eq!(judged_again(&changes), ["b"]);
+}
+
+#[test]
+fn flows_of_endpoints_that_cannot_tell_are_not_judged_again() {
+    let mut agent = Agent::new(Sizes::KERNEL);
+    agent.apply(&two_pods());
+    agent.apply(&[
+        a_policy("p", "a", pods_of("c")),
+        a_policy("q", "b", pods_of("d")),
+    ]);
+    let mut judged = |app| judged_again(&agent.apply(&[a_pod("new", "10.0.0.3", app)]));
+    assert_eq!(judged("e"), ["new"]);
+    assert_eq!(judged("c"), ["a"]);
+    assert_eq!(judged("d"), ["a", "b"]);
+    assert_eq!(judged("e"), ["b"]);
 }
 
 #[test]

@@ -62,6 +62,20 @@ impl Directory {
         Ok(directory.look())
     }
 
+    /// All that the file at `path` says as it is now, to the agent of `node`.
+    pub fn read_file(path: &Path, node: &str) -> io::Result<Vec<Change>> {
+        let mut file = File::default();
+        file.update(path, &Stamp::of(path)?);
+        let name = path.display().to_string();
+        let listing = Listing::of([(name.as_str(), file.objects.as_slice())].into_iter(), node);
+        let mut changes = listing.changes_since(None);
+        if !file.troubles.is_empty() {
+            let troubles = BTreeMap::from([(name.clone(), file.troubles.clone())]);
+            changes.extend(tell(&BTreeMap::new(), &troubles));
+        }
+        Ok(changes)
+    }
+
     /// Looks once and returns what has changed.
     pub fn look(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();

@@ -4,7 +4,12 @@ mod directory;
 mod listing;
 mod parse;
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use anyhow::Context;
 use futures::{Stream, StreamExt, stream};
@@ -18,6 +23,15 @@ pub use parse::version;
 
 /// Time between two looks at the directory.
 const INTERVAL: Duration = Duration::from_millis(50);
+
+/// All that a directory of manifests, or a single file of them, says to nobody's agent in particular.
+pub fn read(path: &Path) -> anyhow::Result<Vec<Change>> {
+    if path.is_file() {
+        let read = Directory::read_file(path, "");
+        return read.with_context(|| format!("read the manifests in {}", path.display()));
+    }
+    Manifests::open(path)?.read("")
+}
 
 /// A directory of YAML and JSON files.
 pub struct Manifests {
@@ -108,6 +122,20 @@ mod tests {
         until("one", &mut world, &mut changes).await?;
         fs::write(disk.path().join("web.yaml"), service("two"))?;
         until("two", &mut world, &mut changes).await
+    }
+
+    #[test]
+    fn a_file_says_what_a_directory_with_it_says() -> anyhow::Result<()> {
+        let disk = TempDir::new()?;
+        let file = disk.path().join("web.yaml");
+        fs::write(&file, service("one"))?;
+        let of_file = read(&file)?;
+        assert_eq!(of_file, read(disk.path())?);
+        fs::write(&file, "{")?;
+        let troubles = read(&file)?.into_iter();
+        let troubles = troubles.filter(|change| matches!(change, Change::Trouble(_)));
+        assert_eq!(troubles.count(), 1);
+        Ok(())
     }
 
     #[test]
