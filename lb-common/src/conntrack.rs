@@ -4,10 +4,11 @@
 //! - two CPUs open one flow: the reply's entry is inserted first, then the opener's, neither over
 //!   another; who loses takes its own reply entry back and goes the winner's way;
 //! - a reply entry is already another flow's: [`Recorded::Taken`], and the caller tries another
-//!   backend or port, unless that flow is over and the caller has claimed its key among the
+//!   backend or port, unless that flow is over and the caller has inserted its key among the
 //!   half-open ones, which one CPU alone can;
-//! - a flow is promoted while another CPU looks whether its reply key is taken: promotion inserts
-//!   into `FLOWS` before it removes from `HALF_OPEN`, and the look comes after the insert;
+//! - a flow is promoted while another CPU looks for it, or whether its reply key is taken: promotion
+//!   inserts into `FLOWS` before it removes from `HALF_OPEN`, and whoever has not found it in
+//!   `HALF_OPEN` looks into `FLOWS` after that;
 //! - a flow is recycled while it expires: [`crate::expiry`] looks again before it removes;
 //! - the memory of an entry is recycled while it is read: [`FlowKey::check`].
 
@@ -28,7 +29,8 @@ const REFRESH: u64 = 1_000_000_000;
 pub fn find<T: Tables>(tables: &T, scratch: &mut Scratch) -> Option<FlowTable> {
     let Scratch { key, flow, .. } = scratch;
     let check = key.check();
-    [FlowTable::Flows, FlowTable::HalfOpen]
+    // The last look finds what was promoted between the first two.
+    [FlowTable::Flows, FlowTable::HalfOpen, FlowTable::Flows]
         .into_iter()
         .find(|table| {
             tables.look(*table, key, |found| *flow = *found).is_some() && flow.check == check
@@ -46,14 +48,13 @@ pub fn starts_afresh<T: Tables>(tables: &T, scratch: &Scratch, table: FlowTable)
         now,
         ..
     } = scratch;
-    let answers = flow.opener == 0;
-    if !headers.opens() || (answers && !shakes_hands(headers.protocol)) {
+    if !headers.opens() {
         return false;
     }
     if flow.over(table, key.protocol, *now) {
         return true;
     }
-    if answers {
+    if flow.opener == 0 {
         return false;
     }
     if flow.backend != NO_BACKEND {
@@ -94,7 +95,8 @@ fn advance_unsettled<T: Tables>(
 ) -> Result<(), Reason> {
     let (flags, now) = (scratch.headers.flags, scratch.now);
     scratch.reflect();
-    if now.saturating_sub(scratch.flow.last_seen) >= REFRESH {
+    let lasts = now.saturating_sub(scratch.flow.last_seen) >= REFRESH;
+    if lasts {
         refresh(tables, scratch, table);
     }
     let both = |note| {
@@ -114,15 +116,21 @@ fn advance_unsettled<T: Tables>(
     }
     let flow = &scratch.flow;
     let opener = flow.opener == 1;
-    // A handshake is complete when the opener has seen the answer; where there is none, an answer
-    // is enough.
-    let two_way = if shakes_hands(scratch.key.protocol) {
-        opener && flow.answered == 1 && flags & (SYN | ACK) == ACK
+    // A handshake is complete when the opener has seen the answer. Where there is none, a question
+    // and its answer may be all there is: what goes on after them is two-way.
+    let goes_on = if shakes_hands(scratch.key.protocol) {
+        opener && flags & (SYN | ACK) == ACK
     } else {
-        !opener
+        opener || lasts
     };
-    if two_way {
-        return promote(tables, scratch);
+    if flow.answered == 1 && goes_on {
+        let promoted = promote(tables, scratch);
+        // What has no connections goes on without an entry that lasts.
+        return if shakes_hands(scratch.key.protocol) {
+            promoted
+        } else {
+            Ok(())
+        };
     }
     if !opener && flow.answered == 0 {
         both(Note::Answered);
@@ -195,10 +203,20 @@ pub enum Recorded {
     Full,
 }
 
+/// Whose reply key a new flow may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nobody's: the ends of a closed connection remember it for a while (RFC 9293, 3.6.1), and a
+    /// backend that does takes no other from the same port.
+    Unused,
+    /// That of a closed connection too.
+    Closed,
+}
+
 /// Records the new flow that the packet of `scratch.key` opens: `scratch.flow`, of which the
 /// caller has decided where it goes.
 #[inline(never)]
-pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch) -> Recorded {
+pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch, claim: Claim) -> Recorded {
     let now = scratch.now;
     let flow = &mut scratch.flow;
     flow.last_seen = now;
@@ -211,7 +229,7 @@ pub fn record<T: Tables>(tables: &T, scratch: &mut Scratch) -> Recorded {
         Err(NotInserted::Exists) => false,
         Err(NotInserted::Full) => return Recorded::Full,
     };
-    if taken(tables, scratch, inserted) {
+    if taken(tables, scratch, claim, inserted) {
         if inserted {
             tables.remove(FlowTable::HalfOpen, &scratch.twin_key);
         }
@@ -240,11 +258,11 @@ fn adopt<T: Tables>(tables: &T, scratch: &mut Scratch, inserted: bool) {
     }
 }
 
-/// Whether the reply's key belongs to another flow. One that is over gives its key up: to the caller,
-/// where it has `claimed` the key among the half-open flows, which keeps everybody else from it, and
-/// otherwise to whoever asks next.
+/// Whether the reply's key belongs to another flow. One that is silent for too long, or closed if the
+/// `claim` is to that, gives its key up: to the caller, where it has `inserted` the key among the
+/// half-open flows, which keeps everybody else from it, and otherwise to whoever asks next.
 #[inline(always)]
-fn taken<T: Tables>(tables: &T, scratch: &Scratch, claimed: bool) -> bool {
+fn taken<T: Tables>(tables: &T, scratch: &Scratch, claim: Claim, inserted: bool) -> bool {
     let Scratch {
         twin_key: key,
         twin,
@@ -256,11 +274,14 @@ fn taken<T: Tables>(tables: &T, scratch: &Scratch, claimed: bool) -> bool {
         let other = tables.look(table, key, |flow| {
             opener.tuple.reverse(&flow.to);
             opener.direction = flow.twin;
-            (flow.to != twin.to).then(|| flow.over(table, key.protocol, *now))
+            (flow.to != twin.to).then(|| match claim {
+                Claim::Unused => flow.expired(table, key.protocol, *now),
+                Claim::Closed => flow.over(table, key.protocol, *now),
+            })
         });
         match other.flatten() {
             None => {}
-            Some(true) if table == FlowTable::HalfOpen || claimed => {
+            Some(true) if table == FlowTable::HalfOpen || inserted => {
                 tables.remove(table, key);
                 // Its late packets would speak of the new flow.
                 remove_twin(tables, table, &opener, &key.tuple);

@@ -325,8 +325,9 @@ pub enum State {
     Associated,
     /// TCP or SCTP, closed both ways or reset.
     Closing,
-    /// UDP, or another protocol without connections, not answered.
+    /// UDP, or another protocol without connections: a question, and perhaps its answer.
     OneWay,
+    /// The same, and it has gone on.
     TwoWay,
 }
 

@@ -456,8 +456,24 @@ fn row_07_errors_ride_on_live_flows_of_this_pod_only() {
         assert_eq!(fence.sends(&error(client, one, &received)), Verdict::Pass);
         assert_eq!(fence.sends(&error(client, two, &received)), UNRELATED);
         // Of a flow that is gone.
-        fence.node.tables.flows.borrow_mut().clear();
+        fence.node.tables.half_open.borrow_mut().clear();
         assert_eq!(fence.receives(&error(two, client, &sent)), UNRELATED);
+    }
+}
+
+/// A question opens the pod to the one it asked for as long as an answer may take, and no longer.
+#[test]
+fn an_answer_that_comes_too_late_is_judged() {
+    for mut fence in fences() {
+        let Cast { client, one, .. } = fence.cast;
+        fence.confine_client(one.ip());
+        let (question, answer) = (wire::udp(client, one, b"?"), wire::udp(one, client, b"!"));
+        assert_eq!(fence.sends(&question), Verdict::Pass);
+        assert_eq!(fence.receives(&answer), Verdict::Pass);
+        fence.node.pass_time(31 * SECOND);
+        assert_eq!(fence.receives(&answer), DENIED_INGRESS);
+        assert_eq!(fence.sends(&question), Verdict::Pass);
+        assert_eq!(fence.receives(&answer), Verdict::Pass);
     }
 }
 

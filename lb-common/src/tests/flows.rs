@@ -109,22 +109,97 @@ fn a_refused_connection_is_over() {
     assert_eq!(connection.states(), [State::Closing; 2]);
 }
 
-#[test]
-fn an_answered_datagram_is_two_way() {
-    for Cast {
-        client,
-        service,
-        one,
-        ..
-    } in casts()
-    {
+/// A client, a Service that answers datagrams, and what each of them says.
+struct Exchange {
+    node: Node,
+    question: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl Exchange {
+    fn asked(cast: Cast) -> Self {
+        let Cast {
+            client,
+            service,
+            one,
+            ..
+        } = cast;
         let mut node = Node::new();
         node.service(service, UDP, &[one]);
-        node.from(CLIENT, &wire::udp(client, service, b"?"));
-        node.from(CLIENT, &wire::udp(client, service, b"?"));
-        assert_eq!(counts(&node), (0, 2));
-        node.to(CLIENT, &wire::udp(one, client, b"!"));
-        assert_eq!(counts(&node), (2, 0));
+        let exchange = Self {
+            node,
+            question: wire::udp(client, service, b"?"),
+            answer: wire::udp(one, client, b"!"),
+        };
+        exchange.ask();
+        exchange
+    }
+
+    fn ask(&self) -> Verdict {
+        self.node.from(CLIENT, &self.question).0
+    }
+
+    fn answer(&self) -> Verdict {
+        self.node.to(CLIENT, &self.answer).0
+    }
+}
+
+/// Names are looked up in thousands a second: none of that takes a place that lasts.
+#[test]
+fn a_question_and_its_answers_are_not_two_way() {
+    for cast in casts() {
+        let exchange = Exchange::asked(cast);
+        exchange.ask();
+        for _ in 0..3 {
+            exchange.answer();
+        }
+        assert_eq!(counts(&exchange.node), (0, 2));
+    }
+}
+
+#[test]
+fn a_question_after_the_answer_makes_a_flow_two_way() {
+    for cast in casts() {
+        let exchange = Exchange::asked(cast);
+        exchange.answer();
+        exchange.ask();
+        assert_eq!(counts(&exchange.node), (2, 0));
+    }
+}
+
+#[test]
+fn answers_that_last_make_a_flow_two_way() {
+    for cast in casts() {
+        let exchange = Exchange::asked(cast);
+        exchange.answer();
+        exchange.node.pass_time(SECOND);
+        exchange.answer();
+        assert_eq!(counts(&exchange.node), (2, 0));
+    }
+}
+
+/// A question that is repeated without an answer, as by somebody who forges his address.
+#[test]
+fn what_is_not_answered_is_not_two_way() {
+    for cast in casts() {
+        let exchange = Exchange::asked(cast);
+        exchange.node.pass_time(SECOND);
+        exchange.ask();
+        assert_eq!(counts(&exchange.node), (0, 2));
+    }
+}
+
+#[test]
+fn datagrams_go_on_where_no_more_two_way_flows_fit() {
+    for cast in casts() {
+        let mut exchange = Exchange::asked(cast);
+        exchange.node.tables.flow_limit = Some(1);
+        exchange.answer();
+        for _ in 0..3 {
+            assert_ne!(exchange.ask(), Verdict::Drop(Reason::FlowTableFull));
+            assert_eq!(exchange.answer(), Verdict::Pass);
+            assert_eq!(counts(&exchange.node), (0, 2));
+        }
     }
 }
 

@@ -31,42 +31,44 @@ use crate::{
 /// What another CPU does.
 type Act<'a> = Box<dyn FnOnce(&MemoryTables) + 'a>;
 
-/// Tables on which another CPU acts right before the nth insert of ours, or right after we have looked
-/// up a rule.
+/// When it does that.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    BeforeInsert(u32),
+    BeforeLook(u32),
+    AfterRule,
+}
+
+/// Tables on which another CPU acts at a moment of our way, once.
 struct Raced<'a> {
     tables: &'a MemoryTables,
-    insert: Cell<u32>,
-    act: RefCell<Option<(u32, Act<'a>)>>,
+    inserts: Cell<u32>,
+    looks: Cell<u32>,
+    act: RefCell<Option<(Moment, Act<'a>)>>,
 }
 
-/// Stands for the look-up of a rule among the numbers of inserts.
-const RULE: u32 = 0;
-
 impl<'a> Raced<'a> {
-    fn before_insert(
-        tables: &'a MemoryTables,
-        nth: u32,
-        act: impl FnOnce(&MemoryTables) + 'a,
-    ) -> Self {
+    fn at(tables: &'a MemoryTables, moment: Moment, act: impl FnOnce(&MemoryTables) + 'a) -> Self {
         Self {
             tables,
-            insert: Cell::new(0),
-            act: RefCell::new(Some((nth, Box::new(act)))),
+            inserts: Cell::new(0),
+            looks: Cell::new(0),
+            act: RefCell::new(Some((moment, Box::new(act)))),
         }
     }
-}
 
-impl<'a> Raced<'a> {
-    fn after_rule(tables: &'a MemoryTables, act: impl FnOnce(&MemoryTables) + 'a) -> Self {
-        Self::before_insert(tables, RULE, act)
-    }
-
-    fn act_if(&self, now: u32) {
-        let due = self.act.borrow_mut().take_if(|(nth, _)| *nth == now);
+    fn act_if(&self, now: Moment) {
+        let due = self.act.borrow_mut().take_if(|(moment, _)| *moment == now);
         if let Some((_, act)) = due {
             act(self.tables);
         }
     }
+}
+
+/// Counts one more.
+fn next(count: &Cell<u32>) -> u32 {
+    count.set(count.get() + 1);
+    count.get()
 }
 
 impl Rules for Raced<'_> {
@@ -78,7 +80,7 @@ impl Rules for Raced<'_> {
     }
     fn rule(&self, key: &RuleKey) -> Option<Rule> {
         let rule = self.tables.rule(key);
-        self.act_if(RULE);
+        self.act_if(Moment::AfterRule);
         rule
     }
 }
@@ -136,11 +138,11 @@ impl Tables for Raced<'_> {
         self.tables.is_source(key)
     }
     fn look<R>(&self, table: FlowTable, key: &FlowKey, at: impl FnOnce(&Flow) -> R) -> Option<R> {
+        self.act_if(Moment::BeforeLook(next(&self.looks)));
         self.tables.look(table, key, at)
     }
     fn insert(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), NotInserted> {
-        self.insert.set(self.insert.get() + 1);
-        self.act_if(self.insert.get());
+        self.act_if(Moment::BeforeInsert(next(&self.inserts)));
         self.tables.insert(table, key, flow)
     }
     fn note(&self, table: FlowTable, key: &FlowKey, note: Note) -> bool {
@@ -197,7 +199,7 @@ fn of_two_cpus_that_open_a_flow_the_faster_decides() {
             node.tables.random.borrow_mut().extend([0, u32::MAX]);
             let query = wire::udp(client, service, b"?");
             let winner = RefCell::new(None);
-            let raced = Raced::before_insert(&node.tables, nth, |tables| {
+            let raced = Raced::at(&node.tables, Moment::BeforeInsert(nth), |tables| {
                 *winner.borrow_mut() = Some(send(tables, &query));
             });
             let loser = send(&raced, &query);
@@ -224,7 +226,7 @@ fn two_cpus_with_one_choice_share_the_entries() {
             let mut node = Node::new();
             node.service(service, TCP, &[one]);
             let syn = wire::tcp(client, service, SYN);
-            let raced = Raced::before_insert(&node.tables, nth, |tables| {
+            let raced = Raced::at(&node.tables, Moment::BeforeInsert(nth), |tables| {
                 send(tables, &syn);
             });
             assert_eq!(send(&raced, &syn), wire::seen(client, one));
@@ -248,16 +250,44 @@ fn a_reply_key_that_was_promoted_meanwhile_is_taken() {
         let mut node = Node::new();
         node.service(service, UDP, &[one]);
         node.service(other_service, UDP, &[one]);
-        send(&node.tables, &wire::udp(client, service, b"?"));
-        let raced = Raced::before_insert(&node.tables, 1, |tables| {
-            let answer = wire::udp(one, client, b"!");
-            Node::cross(tables, CLIENT, Direction::ToPod, &answer, 0);
+        let question = wire::udp(client, service, b"?");
+        send(&node.tables, &question);
+        node.to(CLIENT, &wire::udp(one, client, b"!"));
+        let raced = Raced::at(&node.tables, Moment::BeforeInsert(1), |tables| {
+            send(tables, &question);
         });
         let seen = send(&raced, &wire::udp(client, other_service, b"?"));
         assert_eq!(seen.to, one);
         assert_ne!(seen.from, client);
         assert_eq!(node.tables.flows.borrow().len(), 2);
         assert_eq!(node.tables.half_open.borrow().len(), 2);
+    }
+}
+
+/// A flow is promoted while an answer of it looks for it, in one table and then in the other.
+#[test]
+fn a_flow_that_was_promoted_meanwhile_is_found() {
+    for Cast {
+        client,
+        service,
+        one,
+        ..
+    } in casts()
+    {
+        for nth in [1, 2, 3] {
+            let mut node = Node::new();
+            node.service(service, UDP, &[one]);
+            let question = wire::udp(client, service, b"?");
+            let answer = wire::udp(one, client, b"!");
+            send(&node.tables, &question);
+            node.to(CLIENT, &answer);
+            let raced = Raced::at(&node.tables, Moment::BeforeLook(nth), |tables| {
+                send(tables, &question);
+            });
+            let (_, frame) = Node::cross(&raced, CLIENT, Direction::ToPod, &answer, 0);
+            let seen = wire::read(&frame.bytes);
+            assert_eq!(seen, wire::seen(service, client), "before look {nth}");
+        }
     }
 }
 
@@ -280,6 +310,7 @@ fn the_key_of_a_flow_that_is_over_goes_to_who_claims_it() {
         let [old, first, second] = services.map(|service| wire::udp(client, service, b"?"));
         send(&node.tables, &old);
         node.to(CLIENT, &wire::udp(one, client, b"!"));
+        send(&node.tables, &old);
         node.pass_time(1000 * SECOND);
         let over = node.tables.flows.borrow().clone();
         assert_eq!(send(&node.tables, &first).from, client);
@@ -362,7 +393,7 @@ fn allowed(cast: Cast) -> (Fence, Vec<u8>) {
 fn a_change_while_a_flow_opens_is_seen_by_its_next_packet() {
     for cast in casts() {
         let (fence, packet) = allowed(cast);
-        let raced = Raced::after_rule(&fence.node.tables, forbid_everything);
+        let raced = Raced::at(&fence.node.tables, Moment::AfterRule, forbid_everything);
         assert_eq!(verdict(&raced, &packet), Verdict::Pass);
         assert_eq!(fence.sends(&packet), DENIED_EGRESS);
     }
@@ -375,7 +406,7 @@ fn a_change_while_a_flow_is_judged_again_is_seen_by_its_next_packet() {
         let (fence, packet) = allowed(cast);
         fence.sends(&packet);
         fence.bump(CLIENT_SLOT);
-        let raced = Raced::after_rule(&fence.node.tables, forbid_everything);
+        let raced = Raced::at(&fence.node.tables, Moment::AfterRule, forbid_everything);
         assert_eq!(verdict(&raced, &packet), Verdict::Pass);
         assert_eq!(fence.sends(&packet), DENIED_EGRESS);
     }
@@ -389,7 +420,7 @@ fn a_slow_verdict_over_a_newer_one_is_judged_once_more() {
         let (fence, packet) = allowed(cast);
         fence.sends(&packet);
         fence.bump(CLIENT_SLOT);
-        let raced = Raced::after_rule(&fence.node.tables, |tables| {
+        let raced = Raced::at(&fence.node.tables, Moment::AfterRule, |tables| {
             bump_all(tables);
             assert_eq!(verdict(tables, &packet), Verdict::Pass);
         });
@@ -412,7 +443,7 @@ fn a_slow_verdict_over_a_newer_one_is_judged_once_more() {
 fn an_adopted_flow_is_as_old_as_its_verdict() {
     for cast in casts() {
         let (fence, packet) = allowed(cast);
-        let raced = Raced::before_insert(&fence.node.tables, 1, |tables| {
+        let raced = Raced::at(&fence.node.tables, Moment::BeforeInsert(1), |tables| {
             assert_eq!(verdict(tables, &packet), Verdict::Pass);
             forbid_everything(tables);
         });

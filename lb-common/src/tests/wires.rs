@@ -353,40 +353,78 @@ fn ports_that_somebody_waits_on_are_not_taken() {
     assert_eq!(wire::read(&sent.bytes).from, node(1024));
 }
 
-/// A port may be had again as soon as its connection is over, and then is nothing of the old one's.
-#[test]
-fn the_port_of_a_connection_that_is_over_goes_to_the_next() {
-    for map in maps() {
+/// A connection that the node forwarded from a port of its own, to the end.
+struct Lent {
+    map: Map,
+    gateway: Gateway,
+    /// The port that the lowest random number picks.
+    port: SocketAddr,
+}
+
+impl Lent {
+    fn closed(map: Map) -> Self {
         let mut gateway = Gateway::new(&map);
         gateway.serve(&map, TCP, &[map.remote]);
-        gateway.node.tables.random.replace([0, 0, u32::MAX].into());
-        let old = map.outside;
-        let new = SocketAddr::new(old.ip(), old.port() + 1);
-        let lent = SocketAddr::new(map.tunnel, 1024);
-        let ask = |gateway: &mut Gateway, client, flags| {
-            let (verdict, sent) = gateway.enters(UPLINK, &wire::tcp(client, map.node_port, flags));
-            (verdict, wire::read(&sent.bytes).from)
-        };
-        let answered = |gateway: &mut Gateway, flags| {
-            let answer = wire::tcp(map.remote, lent, flags);
-            wire::read(&gateway.enters(TUNNEL, &answer).1.bytes).to
-        };
-        let forwarded = (Verdict::Redirect(TUNNEL), lent);
-        assert_eq!(ask(&mut gateway, old, SYN), forwarded);
-        assert_eq!(answered(&mut gateway, SYN | ACK), old);
-        assert_eq!(ask(&mut gateway, old, ACK), forwarded);
-        assert_eq!(ask(&mut gateway, old, RST), forwarded);
-        assert_eq!(ask(&mut gateway, new, SYN), forwarded, "at the first try");
-        assert_eq!(ask(&mut gateway, old, RST).0, Verdict::Pass, "late");
-        assert_eq!(answered(&mut gateway, SYN | ACK), new);
-        assert_eq!(ask(&mut gateway, new, ACK), forwarded);
-        let flows = gateway.node.tables.flows.borrow();
+        let port = SocketAddr::new(map.tunnel, 1024);
+        let mut lent = Self { map, gateway, port };
+        let (old, port) = (lent.map.outside, lent.port);
+        assert_eq!(lent.ask(old, SYN), (Verdict::Redirect(TUNNEL), port));
+        assert_eq!(lent.answered(SYN | ACK), old);
+        for flags in [ACK, RST] {
+            assert_eq!(lent.ask(old, flags).0, Verdict::Redirect(TUNNEL));
+        }
+        lent
+    }
+
+    /// The next client.
+    fn next(&self) -> SocketAddr {
+        let old = self.map.outside;
+        SocketAddr::new(old.ip(), old.port() + 1)
+    }
+
+    fn ask(&mut self, client: SocketAddr, flags: u8) -> (Verdict, SocketAddr) {
+        let packet = wire::tcp(client, self.map.node_port, flags);
+        let (verdict, sent) = self.gateway.enters(UPLINK, &packet);
+        (verdict, wire::read(&sent.bytes).from)
+    }
+
+    /// Who hears what the backend says to the port.
+    fn answered(&mut self, flags: u8) -> SocketAddr {
+        let answer = wire::tcp(self.map.remote, self.port, flags);
+        wire::read(&self.gateway.enters(TUNNEL, &answer).1.bytes).to
+    }
+}
+
+/// The backend may still remember the connection, and take no other from there.
+#[test]
+fn the_port_of_a_closed_connection_waits_while_others_are_free() {
+    for map in maps() {
+        let mut lent = Lent::closed(map);
+        let seven_times = [0; 7].into_iter().chain([u32::MAX]).collect();
+        lent.gateway.node.tables.random.replace(seven_times);
+        let highest = SocketAddr::new(lent.port.ip(), 29_999);
+        let forwarded = (Verdict::Redirect(TUNNEL), highest);
+        assert_eq!(lent.ask(lent.next(), SYN), forwarded);
+    }
+}
+
+/// It may be had again at once where there is no other, and then is nothing of the old one's.
+#[test]
+fn the_port_of_a_closed_connection_goes_to_who_finds_no_other() {
+    for map in maps() {
+        let mut lent = Lent::closed(map);
+        let forwarded = (Verdict::Redirect(TUNNEL), lent.port);
+        let (old, new) = (lent.map.outside, lent.next());
+        assert_eq!(lent.ask(new, SYN), forwarded);
+        assert_eq!(lent.ask(old, RST).0, Verdict::Pass, "late");
+        assert_eq!(lent.answered(SYN | ACK), new);
+        assert_eq!(lent.ask(new, ACK), forwarded);
+        let flows = lent.gateway.node.tables.flows.borrow();
         assert_eq!(flows.len(), 2);
         assert!(flows.values().all(|flow| flow.reset == 0));
     }
 }
 
-/// The other way round: a connection of the node itself that uses a port which a forwarded flow has.
 #[test]
 fn a_connection_of_the_node_gives_way_to_a_forwarded_flow() {
     let [map, _] = maps();

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_tests::sandbox::{Client, Endpoint, Family, Protocol, Service, cluster_ip};
 use libtest_mimic::Trial;
 
@@ -47,7 +47,12 @@ pub fn trials(shared: &Shared<Outside>) -> Vec<Trial> {
 
 /// Who answers a client that asks often.
 fn servers(client: Client, protocol: Protocol, to: SocketAddr) -> Result<BTreeSet<String>> {
-    let ask = |_| Ok(client.ask(protocol, to)?.server);
+    let ask = |_| {
+        let reply = client.ask(protocol, to);
+        let from = client.namespace().name();
+        let asked = || format!("{from} asks {to} by {}", protocol.name());
+        Ok(reply.with_context(asked)?.server)
+    };
     (0..OFTEN).map(ask).collect()
 }
 

@@ -35,7 +35,9 @@ pub fn trials(shared: &Shared) -> Vec<Trial> {
         for family in Family::BOTH {
             let shared = shared.clone();
             let name = format!("a closed flow ({end}) is chosen anew {}", family.name());
-            trials.push(trial(name, move || reopened(shared.get()?, how, family)));
+            trials.push(trial(name, move || {
+                shared.run(|stage| reopened(stage, how, family))
+            }));
         }
     }
     for topology in [Topology::PointToPoint, Topology::Bridge] {

@@ -84,7 +84,9 @@ fn each<T: Scene + Send + Sync + 'static>(
                 protocol.name(),
                 family.name()
             );
-            trials.push(trial(name, move || test(shared.get()?, protocol, family)));
+            trials.push(trial(name, move || {
+                shared.run(|scene| test(scene, protocol, family))
+            }));
         }
     }
     trials

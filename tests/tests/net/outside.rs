@@ -149,6 +149,10 @@ pub struct Outside {
 }
 
 impl Scene for Outside {
+    fn world(&self) -> &World {
+        &self.world
+    }
+
     fn make(shape: Shape) -> Result<Self> {
         let world = World::without_agent(shape)?;
         let sandbox = &world.sandbox;
@@ -315,7 +319,7 @@ pub fn ensure_silent(protocol: Protocol, asked: &[(Client, SocketAddr)]) -> Resu
 pub fn once(shared: &Shared<Outside>, what: &str, test: fn(&Outside) -> Result<()>) -> Trial {
     let shared = shared.clone();
     trial(format!("{what} {}", shared.name()), move || {
-        test(shared.get()?)
+        shared.run(test)
     })
 }
 

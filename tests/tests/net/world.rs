@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use lb_tests::sandbox::{
-    Agent, Family, Manifests, Pod, Protocol, Sandbox, Service, Topology, cluster_ip,
+    Agent, Family, Manifests, Node, Pod, Protocol, Sandbox, Service, Topology, cluster_ip,
 };
 
 /// The port that servers listen on, and the one that their Services offer.
@@ -172,6 +172,22 @@ impl World {
         Ok(())
     }
 
+    /// What each node has dropped since its tables were made.
+    fn drops(&self) -> String {
+        let of = |node: &Node| match node.status() {
+            Ok(status) => {
+                let reasons = status.counters.into_iter().filter(|(_, count)| *count > 0);
+                let reasons: Vec<_> = reasons
+                    .map(|(why, count)| format!("{count} {why}"))
+                    .collect();
+                format!("{} dropped [{}]", node.name(), reasons.join(", "))
+            }
+            Err(error) => format!("{}: {error:#}", node.name()),
+        };
+        let nodes: Vec<_> = self.sandbox.nodes().iter().map(of).collect();
+        nodes.join(", ")
+    }
+
     pub fn client(&self) -> &Pod {
         self.sandbox.pod("client")
     }
@@ -223,6 +239,8 @@ impl<T> Clone for Shared<T> {
 /// What tests share.
 pub trait Scene: Sized {
     fn make(shape: Shape) -> Result<Self>;
+
+    fn world(&self) -> &World;
 }
 
 /// A world with the Services that most tests need.
@@ -256,7 +274,13 @@ impl<T: Scene> Shared<T> {
         self.shape
     }
 
-    pub fn get(&self) -> Result<&T> {
+    /// Runs a test; if it fails, the error says what the nodes have dropped so far, and why.
+    pub fn run(&self, test: impl FnOnce(&T) -> Result<()>) -> Result<()> {
+        let scene = self.get()?;
+        test(scene).map_err(|error| error.context(scene.world().drops()))
+    }
+
+    fn get(&self) -> Result<&T> {
         let made = self
             .cell
             .get_or_init(|| T::make(self.shape).map_err(|e| format!("{e:#}")));
@@ -265,6 +289,10 @@ impl<T: Scene> Shared<T> {
 }
 
 impl Scene for Stage {
+    fn world(&self) -> &World {
+        &self.world
+    }
+
     fn make(shape: Shape) -> Result<Self> {
         let mut world = World::without_agent(shape)?;
         let [client, near, far] = ["client", "near", "far"].map(|name| world.sandbox.pod(name));

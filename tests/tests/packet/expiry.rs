@@ -16,8 +16,10 @@ pub const STORIES: &[Story] = &[
 fn converse(pair: &mut Pair, cast: &Cast, ports: std::ops::Range<u16>) {
     for port in ports {
         let client = SocketAddr::new(cast.client.ip(), port);
-        pair.from(CLIENT, &udp(client, cast.service, b"query"));
+        let query = udp(client, cast.service, b"query");
+        pair.from(CLIENT, &query);
         pair.to(CLIENT, &udp(cast.one, client, b"answer"));
+        pair.from(CLIENT, &query);
     }
 }
 

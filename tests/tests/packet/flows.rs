@@ -76,6 +76,9 @@ fn datagrams_expire(pair: &mut Pair, cast: &Cast) {
     pair.pass_time(31);
     assert_eq!(read(&pair.from(CLIENT, &query).bytes).to, cast.two);
     pair.to(CLIENT, &udp(cast.two, cast.client, b"answer"));
+    assert!(pair.flows(FlowTable::Flows).is_empty());
+    assert_eq!(read(&pair.from(CLIENT, &query).bytes).to, cast.two);
+    assert_eq!(pair.flows(FlowTable::Flows).len(), 2);
     pair.service(cast.service, UDP, &[cast.one]);
     pair.pass_time(119);
     assert_eq!(read(&pair.from(CLIENT, &query).bytes).to, cast.two);
@@ -88,6 +91,7 @@ fn lost_twin(pair: &mut Pair, cast: &Cast) {
     let query = udp(cast.client, cast.service, b"query");
     pair.from(CLIENT, &query);
     pair.to(CLIENT, &udp(cast.one, cast.client, b"answer"));
+    pair.from(CLIENT, &query);
     let whole = pair.flows(FlowTable::Flows);
     let mut half = whole.clone();
     half.retain(|_, flow| flow.opener == 1);
