@@ -27,7 +27,7 @@ use tokio::net::UdpSocket;
 use crate::{
     each,
     errors::provoke,
-    outside::{Offer, Outside, Via, belongs_to, once},
+    outside::{Offer, Outside, PLAIN, Via, belongs_to, once},
     world::Shared,
 };
 
@@ -49,6 +49,13 @@ pub fn trials(shared: &Shared<Outside>) -> Vec<Trial> {
         once(shared, "spoofed sources from outside", spoofed),
         once(shared, "many connections to another node's backend", many),
     ];
+    if shared.shape() == PLAIN {
+        trials.push(once(
+            shared,
+            "many questions to another node's backend",
+            questions,
+        ));
+    }
     if shared.shape().topology == Topology::Vxlan {
         trials.push(once(shared, "a narrow path behind a node", narrow));
     }
@@ -343,6 +350,33 @@ fn many(scene: &Outside) -> Result<()> {
         let opened: Vec<_> = opened.into_iter().collect::<Result<_, _>>()?;
         let seen: BTreeSet<_> = opened.iter().map(|(_, reply)| reply.seen).collect();
         ensure!(seen.len() == CONNECTIONS, "two connections share a port");
+    }
+    Ok(())
+}
+
+/// Asked one after another, each from a port of the node that it keeps for a while: half of all that
+/// there are.
+fn questions(scene: &Outside) -> Result<()> {
+    const QUESTIONS: usize = 14_000;
+    const AT_ONCE: usize = 100;
+
+    let to = scene.far.at(Via::NodePort, scene.nodes()[0], Family::V4);
+    let ask = |from| async move {
+        let mut conversation = Conversation::open_at(from, Protocol::Udp, to).await?;
+        conversation.ask().await
+    };
+    for _ in 0..QUESTIONS / AT_ONCE {
+        let clients = (1..=4).cycle().take(AT_ONCE);
+        let from = clients.map(|number| SocketAddr::new(outside_client(number).v4.into(), 0));
+        let replies = scene
+            .world
+            .sandbox
+            .outside()
+            .run(join_all(from.map(ask).collect::<Vec<_>>()));
+        for reply in replies {
+            let reply = reply?;
+            ensure!(reply.server == "far", "{reply:?}");
+        }
     }
     Ok(())
 }
