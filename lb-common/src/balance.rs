@@ -14,7 +14,7 @@ use crate::{
         ANY_SOURCE, Backend, FrontendKey, FrontendKind, MAX_CIDRS, NO_BACKEND, NO_SERVICE,
         RangeKey, Target, Window,
     },
-    tables::Tables,
+    tables::{FlowTable, Tables},
 };
 
 /// How many backends, and then how many client ports, are tried for a reply key that is free: where
@@ -290,25 +290,50 @@ fn is_unallocated<T: Tables>(tables: &T, address: &Address) -> bool {
 #[inline(always)]
 fn plain<T: Tables>(tables: &T, scratch: &mut Scratch, side: Side) -> Opened {
     match side {
-        Side::Pod => direct(scratch, Direction::ToPod, Peer::ROUTED),
+        Side::Pod => movable(scratch, Direction::ToPod),
+        Side::Outside if is_mistakable(tables, scratch, Direction::ToWire) => {
+            movable(scratch, Direction::ToWire)
+        }
         Side::Outside => Opened::Untracked,
+        Side::Host if is_mistakable(tables, scratch, Direction::FromWire) => {
+            movable(scratch, Direction::FromWire)
+        }
         Side::Host => from_forwarded_port(tables, scratch),
     }
 }
 
-/// Follows a flow that leaves by a port that flows we forward may have, so that it can be moved to
-/// another port where one has it already.
+/// Whether what answers the packet, met at `twin`, would be taken for the answer of a flow through a
+/// service: its client has used one port for the service and for the backend itself. Wires see too
+/// much to follow all that is not for a service.
+#[inline(never)]
+fn is_mistakable<T: Tables>(tables: &T, scratch: &mut Scratch, twin: Direction) -> bool {
+    let Scratch { key, twin_key, .. } = scratch;
+    twin_key.tuple.reverse(&key.tuple);
+    (twin_key.owner, twin_key.protocol) = (key.owner, key.protocol);
+    twin_key.direction = twin as u8;
+    [FlowTable::Flows, FlowTable::HalfOpen]
+        .into_iter()
+        .any(|table| tables.look(table, twin_key, |_| ()).is_some())
+}
+
+/// Follows a flow that leaves by a port that flows we forward may have.
 #[inline(always)]
 pub fn from_forwarded_port<T: Tables>(tables: &T, scratch: &mut Scratch) -> Opened {
     let tuple = &scratch.key.tuple;
     if !FORWARDED_PORTS.contains(&tuple.source_port) || !is_own(tables, &tuple.source) {
         return Opened::Untracked;
     }
+    movable(scratch, Direction::FromWire)
+}
+
+/// As [`direct`], but from another port where the key of the replies is another flow's.
+#[inline(always)]
+fn movable(scratch: &mut Scratch, twin: Direction) -> Opened {
     scratch.choice = Choice {
         subject: Subject::Port,
         ..Choice::NONE
     };
-    direct(scratch, Direction::FromWire, Peer::ROUTED)
+    direct(scratch, twin, Peer::ROUTED)
 }
 
 /// Has a flow go as no service translates it; its replies are met at `twin`.

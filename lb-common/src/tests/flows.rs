@@ -117,8 +117,8 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn asked(cast: Cast) -> Self {
-        let Cast {
+    fn asked(cast: &Cast) -> Self {
+        let &Cast {
             client,
             service,
             one,
@@ -148,7 +148,7 @@ impl Exchange {
 #[test]
 fn a_question_and_its_answers_are_not_two_way() {
     for cast in casts() {
-        let exchange = Exchange::asked(cast);
+        let exchange = Exchange::asked(&cast);
         exchange.ask();
         for _ in 0..3 {
             exchange.answer();
@@ -160,7 +160,7 @@ fn a_question_and_its_answers_are_not_two_way() {
 #[test]
 fn a_question_after_the_answer_makes_a_flow_two_way() {
     for cast in casts() {
-        let exchange = Exchange::asked(cast);
+        let exchange = Exchange::asked(&cast);
         exchange.answer();
         exchange.ask();
         assert_eq!(counts(&exchange.node), (2, 0));
@@ -170,7 +170,7 @@ fn a_question_after_the_answer_makes_a_flow_two_way() {
 #[test]
 fn answers_that_last_make_a_flow_two_way() {
     for cast in casts() {
-        let exchange = Exchange::asked(cast);
+        let exchange = Exchange::asked(&cast);
         exchange.answer();
         exchange.node.pass_time(SECOND);
         exchange.answer();
@@ -182,7 +182,7 @@ fn answers_that_last_make_a_flow_two_way() {
 #[test]
 fn what_is_not_answered_is_not_two_way() {
     for cast in casts() {
-        let exchange = Exchange::asked(cast);
+        let exchange = Exchange::asked(&cast);
         exchange.node.pass_time(SECOND);
         exchange.ask();
         assert_eq!(counts(&exchange.node), (0, 2));
@@ -192,13 +192,34 @@ fn what_is_not_answered_is_not_two_way() {
 #[test]
 fn datagrams_go_on_where_no_more_two_way_flows_fit() {
     for cast in casts() {
-        let mut exchange = Exchange::asked(cast);
+        let mut exchange = Exchange::asked(&cast);
         exchange.node.tables.flow_limit = Some(1);
         exchange.answer();
         for _ in 0..3 {
             assert_ne!(exchange.ask(), Verdict::Drop(Reason::FlowTableFull));
             assert_eq!(exchange.answer(), Verdict::Pass);
             assert_eq!(counts(&exchange.node), (0, 2));
+        }
+    }
+}
+
+/// One port of a pod for a service and for its backend itself.
+#[test]
+fn a_pod_that_knows_the_backend_too_hears_both() {
+    for cast in casts() {
+        let exchange = Exchange::asked(&cast);
+        let Cast {
+            client,
+            service,
+            one,
+            ..
+        } = cast;
+        let (_, sent) = exchange.node.from(CLIENT, &wire::udp(client, one, b"?"));
+        let moved = wire::read(&sent.bytes).from;
+        assert_ne!(moved, client);
+        for (to, from) in [(client, service), (moved, one)] {
+            let (_, sent) = exchange.node.to(CLIENT, &wire::udp(one, to, b"!"));
+            assert_eq!(wire::read(&sent.bytes), wire::seen(from, client));
         }
     }
 }

@@ -443,6 +443,57 @@ fn a_connection_of_the_node_gives_way_to_a_forwarded_flow() {
     assert_eq!(wire::read(&sent.bytes), wire::seen(map.remote, own));
 }
 
+/// One port of a client for a service and for its backend itself: what the backend says to the one is
+/// not taken for what it says to the other.
+#[test]
+fn a_client_outside_that_knows_the_backend_too_hears_both() {
+    for map in maps() {
+        let mut gateway = Gateway::new(&map);
+        gateway.serve(&map, UDP, &[map.local]);
+        gateway.enters(UPLINK, &wire::udp(map.outside, map.node_port, b"?"));
+        for _ in 0..2 {
+            let direct = wire::udp(map.outside, map.local, b"?");
+            let (verdict, sent) = gateway.enters(UPLINK, &direct);
+            assert_eq!(verdict, Verdict::Pass);
+            let moved = wire::read(&sent.bytes).from;
+            assert_eq!(moved.ip(), map.outside.ip());
+            assert_ne!(moved, map.outside);
+            for (to, from) in [(map.outside, map.node_port), (moved, map.local)] {
+                let (_, sent) = gateway.leaves(UPLINK, &wire::udp(map.local, to, b"!"));
+                assert_eq!(wire::read(&sent.bytes), wire::seen(from, map.outside));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_process_of_the_node_that_knows_the_backend_too_hears_both() {
+    for map in maps() {
+        let mut gateway = Gateway::new(&map);
+        gateway.serve(&map, UDP, &[map.remote]);
+        let own = SocketAddr::new(map.uplink, 50000);
+        gateway.leaves(UPLINK, &wire::udp(own, map.cluster_ip, b"?"));
+        let (_, sent) = gateway.leaves(TUNNEL, &wire::udp(own, map.remote, b"?"));
+        let moved = wire::read(&sent.bytes).from;
+        assert_ne!(moved, own);
+        for (to, from) in [(own, map.cluster_ip), (moved, map.remote)] {
+            let (_, sent) = gateway.enters(TUNNEL, &wire::udp(map.remote, to, b"!"));
+            assert_eq!(wire::read(&sent.bytes), wire::seen(from, own));
+        }
+    }
+}
+
+/// What nobody could mistake takes no entry.
+#[test]
+fn what_is_not_for_a_service_is_not_followed_at_wires() {
+    for map in maps() {
+        let gateway = Gateway::new(&map);
+        gateway.enters(UPLINK, &wire::udp(map.outside, map.local, b"?"));
+        gateway.leaves(UPLINK, &wire::udp(map.local, map.outside, b"!"));
+        assert!(gateway.node.tables.half_open.borrow().is_empty());
+    }
+}
+
 #[test]
 fn a_process_of_the_node_reaches_a_local_pod_and_hears_the_service() {
     for map in maps() {

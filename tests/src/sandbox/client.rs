@@ -35,9 +35,10 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Whether the server saw the address that the client really has.
+    /// Whether the server saw the address that the client really has. Its port is another where the
+    /// server may remember a connection from that port.
     pub fn true_source(&self) -> bool {
-        self.seen == self.local
+        self.seen.ip() == self.local.ip()
     }
 }
 

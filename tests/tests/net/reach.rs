@@ -7,12 +7,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::address::{HAIRPIN_V4, HAIRPIN_V6, to_ip};
-use lb_tests::sandbox::{Family, Protocol, public_ip};
+use lb_tests::sandbox::{Conversation, Family, Protocol, public_ip};
 use libtest_mimic::Trial;
 
 use crate::{
     each,
-    outside::{Outside, Via, belongs_to, ensure_refused, node_port},
+    outside::{Offer, Outside, Via, belongs_to, ensure_refused, node_port},
     world::{PORT, Shared, TARGET},
 };
 
@@ -35,6 +35,7 @@ pub fn trials(shared: &Shared<Outside>) -> Vec<Trial> {
         each(shared, "NodePorts on no other address", other_addresses),
         each(shared, "ports of nodes that no Service has", plain_ports),
         each(shared, "a load balancer that is a proxy", proxied),
+        each(shared, "one port for a Service and its backend", both_ways),
     ]
     .into_iter()
     .flatten()
@@ -167,6 +168,48 @@ fn plain_ports(scene: &Outside, protocol: Protocol, family: Family) -> Result<()
     ensure!(reply.true_source(), "{reply:?}");
     for (_, client) in scene.clients() {
         ensure_refused(client, protocol, SocketAddr::new(address, node_port(99)))?;
+    }
+    Ok(())
+}
+
+/// A client that uses one port for a Service and for the backend itself: what the one says to it is not
+/// taken for what the other says, by whichever hook it passes.
+fn both_ways(scene: &Outside, protocol: Protocol, family: Family) -> Result<()> {
+    let [own, other] = scene.nodes();
+    let number = 90 + u8::from(protocol == Protocol::Udp) * 2 + u8::from(family == Family::V6);
+    let here = Offer::new(&format!("own-node-{number}"), number);
+    let here = here.with(|service| service.endpoint(own));
+    scene.world.program(&here.service)?;
+    for (client, offer, via, address) in [
+        (
+            scene.outsider(),
+            &here,
+            (Via::NodePort, own),
+            own.addresses(),
+        ),
+        (
+            scene.pod(),
+            &scene.near,
+            (Via::ClusterIp, own),
+            scene.world.pod("near").addresses(),
+        ),
+        (
+            scene.host(),
+            &scene.far,
+            (Via::NodePort, other),
+            scene.world.pod("far").addresses(),
+        ),
+    ] {
+        let service = offer.at(via.0, via.1, family);
+        let backend = SocketAddr::new(address.get(family), TARGET);
+        let mut from = client.from(service);
+        for to in [service, backend] {
+            let reply = client
+                .run(async move { Conversation::open_at(from, protocol, to).await?.ask().await });
+            let reply = reply.with_context(|| format!("{from} to {to}"))?;
+            ensure!(reply.true_source() && reply.from == to, "{to}: {reply:?}");
+            from.set_port(reply.local.port());
+        }
     }
     Ok(())
 }
