@@ -21,7 +21,7 @@ use crate::{
 /// half of all ports are in use, one flow in 30,000 finds none.
 const BACKENDS_TRIED: u32 = 3;
 const PORTS_TRIED: u32 = 12;
-/// From which attempt on the key of a closed connection is free enough.
+/// From which attempt on the key of a connection that both ends have closed is free enough.
 const PATIENCE: u32 = 8;
 /// How often something is chosen at most, and once more that nothing is left.
 pub const MOST_CHOICES: u32 = BACKENDS_TRIED + PORTS_TRIED + 1;

@@ -206,10 +206,10 @@ pub enum Recorded {
 /// Whose reply key a new flow may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Nobody's: the ends of a closed connection remember it for a while (RFC 9293, 3.6.1), and a
-    /// backend that does takes no other from the same port.
+    /// Nobody's, or that of a flow that its ends have forgotten: it is silent for too long, or reset.
     Unused,
-    /// That of a closed connection too.
+    /// That of a connection that both ends have closed, too. They remember it for a while (RFC 9293,
+    /// 3.6.1), and a backend that does takes no other from the same port.
     Closed,
 }
 
@@ -258,9 +258,9 @@ fn adopt<T: Tables>(tables: &T, scratch: &mut Scratch, inserted: bool) {
     }
 }
 
-/// Whether the reply's key belongs to another flow. One that is silent for too long, or closed if the
-/// `claim` is to that, gives its key up: to the caller, where it has `inserted` the key among the
-/// half-open flows, which keeps everybody else from it, and otherwise to whoever asks next.
+/// Whether the reply's key belongs to another flow. One that the `claim` is to gives its key up: to the
+/// caller, where it has `inserted` the key among the half-open flows, which keeps everybody else from
+/// it, and otherwise to whoever asks next.
 #[inline(always)]
 fn taken<T: Tables>(tables: &T, scratch: &Scratch, claim: Claim, inserted: bool) -> bool {
     let Scratch {
@@ -275,7 +275,7 @@ fn taken<T: Tables>(tables: &T, scratch: &Scratch, claim: Claim, inserted: bool)
             opener.tuple.reverse(&flow.to);
             opener.direction = flow.twin;
             (flow.to != twin.to).then(|| match claim {
-                Claim::Unused => flow.expired(table, key.protocol, *now),
+                Claim::Unused => flow.reset == 1 || flow.expired(table, key.protocol, *now),
                 Claim::Closed => flow.over(table, key.protocol, *now),
             })
         });

@@ -9,7 +9,7 @@ use crate::{
     crc32c,
     endpoint::{Device, DeviceKey},
     flow::{Direction, Tuple},
-    headers::{ACK, RST, SCTP, SYN, TCP, UDP},
+    headers::{ACK, FIN, RST, SCTP, SYN, TCP, UDP},
     memory::Frame,
     packet::{Hop, MARK_DELIVER, MARK_FROM_HOST, MARK_FROM_WIRE, Verdict},
     pipeline::{Inline, InlineFrame},
@@ -362,7 +362,7 @@ struct Lent {
 }
 
 impl Lent {
-    fn closed(map: Map) -> Self {
+    fn established(map: Map) -> Self {
         let mut gateway = Gateway::new(&map);
         gateway.serve(&map, TCP, &[map.remote]);
         let port = SocketAddr::new(map.tunnel, 1024);
@@ -370,9 +370,14 @@ impl Lent {
         let (old, port) = (lent.map.outside, lent.port);
         assert_eq!(lent.ask(old, SYN), (Verdict::Redirect(TUNNEL), port));
         assert_eq!(lent.answered(SYN | ACK), old);
-        for flags in [ACK, RST] {
-            assert_eq!(lent.ask(old, flags).0, Verdict::Redirect(TUNNEL));
-        }
+        assert_eq!(lent.ask(old, ACK).0, Verdict::Redirect(TUNNEL));
+        lent
+    }
+
+    fn closed(map: Map) -> Self {
+        let mut lent = Self::established(map);
+        lent.ask(lent.map.outside, FIN | ACK);
+        assert_eq!(lent.answered(FIN | ACK), lent.map.outside);
         lent
     }
 
@@ -400,8 +405,8 @@ impl Lent {
 fn the_port_of_a_closed_connection_waits_while_others_are_free() {
     for map in maps() {
         let mut lent = Lent::closed(map);
-        let seven_times = [0; 7].into_iter().chain([u32::MAX]).collect();
-        lent.gateway.node.tables.random.replace(seven_times);
+        let numbers = [0; 7].into_iter().chain([u32::MAX]).collect();
+        lent.gateway.node.tables.random.replace(numbers);
         let highest = SocketAddr::new(lent.port.ip(), 29_999);
         let forwarded = (Verdict::Redirect(TUNNEL), highest);
         assert_eq!(lent.ask(lent.next(), SYN), forwarded);
@@ -422,6 +427,22 @@ fn the_port_of_a_closed_connection_goes_to_who_finds_no_other() {
         let flows = lent.gateway.node.tables.flows.borrow();
         assert_eq!(flows.len(), 2);
         assert!(flows.values().all(|flow| flow.reset == 0));
+    }
+}
+
+/// Nobody remembers a connection that was reset.
+#[test]
+fn the_port_of_a_connection_that_was_reset_is_free() {
+    for map in maps() {
+        let mut lent = Lent::established(map);
+        lent.gateway
+            .node
+            .tables
+            .random
+            .replace([0, 0, u32::MAX].into());
+        lent.ask(lent.map.outside, RST);
+        let forwarded = (Verdict::Redirect(TUNNEL), lent.port);
+        assert_eq!(lent.ask(lent.next(), SYN), forwarded);
     }
 }
 
