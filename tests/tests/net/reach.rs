@@ -176,7 +176,7 @@ fn plain_ports(scene: &Outside, protocol: Protocol, family: Family) -> Result<()
 /// taken for what the other says, by whichever hook it passes.
 fn both_ways(scene: &Outside, protocol: Protocol, family: Family) -> Result<()> {
     let [own, other] = scene.nodes();
-    let number = 90 + u8::from(protocol == Protocol::Udp) * 2 + u8::from(family == Family::V6);
+    let number = 94 + u8::from(protocol == Protocol::Udp) * 2 + u8::from(family == Family::V6);
     let here = Offer::new(&format!("own-node-{number}"), number);
     let here = here.with(|service| service.endpoint(own));
     scene.world.program(&here.service)?;
