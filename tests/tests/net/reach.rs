@@ -42,7 +42,7 @@ pub fn trials(shared: &Shared<Outside>) -> Vec<Trial> {
     .collect()
 }
 
-/// The server sees the client's own address and port.
+/// The server sees the client's own address.
 fn local_backend(scene: &Outside, protocol: Protocol, family: Family) -> Result<()> {
     for via in Via::ALL {
         let to = scene.near.at(via, scene.nodes()[0], family);
