@@ -166,7 +166,10 @@ pub fn shares(cluster: &Cluster, findings: &mut Findings) {
         elsewhere == 0,
         "every answer came from the ClusterIP that was dialled",
     );
-    fact(disguised == 0, "every server saw the client's own address");
+    fact(
+        disguised == 0,
+        "every server saw the client's own address and port",
+    );
     findings.check(elsewhere == 0, || {
         format!("{elsewhere} answers came from elsewhere")
     });

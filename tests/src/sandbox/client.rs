@@ -35,9 +35,14 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Whether the server saw the address that the client really has. Its port is another where the
-    /// server may remember a connection from that port.
+    /// Whether the server saw the address and port that the client really has.
     pub fn true_source(&self) -> bool {
+        self.seen == self.local
+    }
+
+    /// The same of the address alone: where a client reaches one server in several ways, its port is
+    /// another where the server may remember a connection from that port.
+    pub fn true_address(&self) -> bool {
         self.seen.ip() == self.local.ip()
     }
 }

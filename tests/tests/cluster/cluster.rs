@@ -237,7 +237,7 @@ impl Cluster {
         let reply = self.client().ask(protocol, to);
         let reply = reply.with_context(|| format!("{} {to}", protocol.name()))?;
         ensure!(
-            reply.from == to && reply.true_source(),
+            reply.from == to && reply.true_address(),
             "translated half-way: {reply:?}"
         );
         Ok(reply)

@@ -53,7 +53,7 @@ fn near_and_far(stage: &Stage, protocol: Protocol, family: Family) -> Result<()>
                 .ask(protocol, to)
                 .with_context(|| name.to_owned())?;
             ensure!(
-                reply.true_source(),
+                reply.true_address(),
                 "the client's address was lost: {reply:?}"
             );
             servers.insert(reply.server);
@@ -74,7 +74,7 @@ fn host_network(stage: &Stage, protocol: Protocol, family: Family) -> Result<()>
         let own_node = reply.server == stage.world.client().node();
         // Pods that talk to other nodes are masqueraded, with or without a service.
         ensure!(
-            reply.true_source() || !own_node,
+            reply.true_address() || !own_node,
             "the client's address was lost: {reply:?}"
         );
         servers.insert(reply.server);
@@ -107,7 +107,10 @@ fn hairpin(stage: &Stage, protocol: Protocol, family: Family) -> Result<()> {
         .world
         .pod("other")
         .ask(protocol, frontend(&stage.own, family))?;
-    ensure!(other.server == "client" && other.true_source(), "{other:?}");
+    ensure!(
+        other.server == "client" && other.true_address(),
+        "{other:?}"
+    );
     Ok(())
 }
 

@@ -66,7 +66,7 @@ fn external_local(scene: &Outside, protocol: Protocol, family: Family) -> Result
     let to = offer.at(Via::NodePort, with, family);
     let reply = scene.ask(scene.outsider(), protocol, to, "far")?;
     ensure!(
-        reply.true_source(),
+        reply.true_address(),
         "the client's address was lost: {reply:?}"
     );
     // It is not a policy for ClusterIPs.
@@ -196,7 +196,7 @@ fn external_local_on_three_nodes() -> Result<()> {
         let silent = [first, second].map(|node| (outsider, offer.at(Via::NodePort, node, family)));
         ensure_silent(protocol, &silent)?;
         let reply = outsider.ask(protocol, offer.at(Via::NodePort, third, family))?;
-        ensure!(reply.server == "far" && reply.true_source(), "{reply:?}");
+        ensure!(reply.server == "far" && reply.true_address(), "{reply:?}");
         for node in [first, second] {
             let own = offer.at(Via::NodePort, node, family);
             ensure!(node.ask(protocol, own)?.server == "far");

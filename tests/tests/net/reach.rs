@@ -47,7 +47,7 @@ fn local_backend(scene: &Outside, protocol: Protocol, family: Family) -> Result<
     for via in Via::ALL {
         let to = scene.near.at(via, scene.nodes()[0], family);
         let reply = scene.ask(scene.outsider(), protocol, to, "near")?;
-        ensure!(reply.true_source(), "{via:?}: {reply:?}");
+        ensure!(reply.true_address(), "{via:?}: {reply:?}");
     }
     Ok(())
 }
@@ -73,7 +73,7 @@ fn every_node(scene: &Outside, protocol: Protocol, family: Family) -> Result<()>
                 .ask(protocol, to)
                 .with_context(|| to.to_string())?;
             let own_pod = scene.world.pod(&reply.server).node() == node.name();
-            ensure!(reply.true_source() == own_pod, "{to}: {reply:?}");
+            ensure!(reply.true_address() == own_pod, "{to}: {reply:?}");
             servers.insert(reply.server);
         }
         ensure!(servers.len() == 2, "{to}: only {servers:?} answered");
@@ -91,7 +91,7 @@ fn host_backends(scene: &Outside, protocol: Protocol, family: Family) -> Result<
                 .ask(protocol, to)
                 .with_context(|| to.to_string())?;
             let own_node = reply.server == scene.nodes()[0].name();
-            ensure!(reply.true_source() == own_node, "{to}: {reply:?}");
+            ensure!(reply.true_address() == own_node, "{to}: {reply:?}");
             servers.insert(reply.server);
         }
         ensure!(servers.len() == 2, "{to}: only {servers:?} answered");
@@ -108,7 +108,7 @@ fn from_pods(scene: &Outside, protocol: Protocol, family: Family) -> Result<()> 
         for via in Via::EXTERNAL {
             let to = offer.at(via, own, family);
             let reply = scene.ask(scene.pod(), protocol, to, server)?;
-            ensure!(reply.true_source(), "{via:?}: {reply:?}");
+            ensure!(reply.true_address(), "{via:?}: {reply:?}");
         }
         let to = offer.at(Via::NodePort, other, family);
         scene.ask(scene.pod(), protocol, to, server)?;
@@ -136,7 +136,7 @@ fn from_host(scene: &Outside, protocol: Protocol, family: Family) -> Result<()> 
         for via in Via::ALL {
             let to = offer.at(via, own, family);
             let reply = scene.ask(scene.host(), protocol, to, server)?;
-            ensure!(reply.true_source(), "{via:?}: {reply:?}");
+            ensure!(reply.true_address(), "{via:?}: {reply:?}");
         }
         let to = offer.at(Via::NodePort, other, family);
         scene.ask(scene.host(), protocol, to, server)?;
@@ -165,7 +165,7 @@ fn plain_ports(scene: &Outside, protocol: Protocol, family: Family) -> Result<()
     let address = node.addresses().get(family);
     let to = SocketAddr::new(address, TARGET);
     let reply = scene.ask(scene.outsider(), protocol, to, node.name())?;
-    ensure!(reply.true_source(), "{reply:?}");
+    ensure!(reply.true_address(), "{reply:?}");
     for (_, client) in scene.clients() {
         ensure_refused(client, protocol, SocketAddr::new(address, node_port(99)))?;
     }
@@ -207,7 +207,7 @@ fn both_ways(scene: &Outside, protocol: Protocol, family: Family) -> Result<()> 
             let reply = client
                 .run(async move { Conversation::open_at(from, protocol, to).await?.ask().await });
             let reply = reply.with_context(|| format!("{from} to {to}"))?;
-            ensure!(reply.true_source() && reply.from == to, "{to}: {reply:?}");
+            ensure!(reply.true_address() && reply.from == to, "{to}: {reply:?}");
             from.set_port(reply.local.port());
         }
     }
